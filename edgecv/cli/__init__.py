@@ -1,0 +1,1 @@
+"""The command line: one file per command, each a thin shell around its workflow."""

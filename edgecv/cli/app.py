@@ -1,0 +1,111 @@
+"""The ``edgecv`` command: registers the subcommands and maps errors to exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+import typer
+
+from edgecv.errors import EdgeCVError
+
+app = typer.Typer(
+    name="edgecv",
+    help="From a PyTorch vision model to a device, with proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _register() -> None:
+    """Commands in the order of a session; each module imports its workflow when it is called."""
+    from edgecv.cli import (
+        backends,
+        bench,
+        doctor,
+        evaluate,
+        export,
+        inspect,
+        models,
+        predict,
+        samples,
+        train,
+        verify,
+    )
+
+    commands: dict[str, Callable[..., Any]] = {
+        "export": export.command,
+        "inspect": inspect.command,
+        "predict": predict.command,
+        "eval": evaluate.command,
+        "verify": verify.command,
+        "bench": bench.command,
+        "train": train.command,
+        "models": models.command,
+        "backends": backends.command,
+        "doctor": doctor.command,
+        "samples": samples.command,
+    }
+    for name, command in commands.items():
+        app.command(name)(command)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+) -> None:
+    if version:
+        from edgecv import __version__
+
+        typer.echo(f"edgecv {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point. Exit 0 done, 1 a check failed, 2 bad input or usage, 3 no such backend here."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except EdgeCVError as error:
+        _fail(error.exit_code, type(error).__name__, str(error))
+    except click.exceptions.Abort:
+        _fail(130, "Interrupted", "interrupted; nothing half written is left behind")
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _fail(130, "Interrupted", "interrupted; nothing half written is left behind")
+    except BrokenPipeError:  # `edgecv ... | head`: the reader has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="edgecv-error-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            traceback.print_exc(file=file)
+        _fail(
+            2,
+            "InternalError",
+            f"{type(error).__name__}: {error}\nThis is a bug in EdgeCV. Please report it with the "
+            f"command and the file {file.name}",
+        )
+
+
+def _fail(code: int, kind: str, message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    if "--json" in sys.argv:
+        sys.stdout.write(json.dumps({"error": {"type": kind, "message": message}}) + "\n")
+    sys.exit(code)

@@ -1,0 +1,64 @@
+"""The model zoo: one architecture per file, in torch.
+
+``create`` is the only way in. Names are looked up with case, hyphens and underscores ignored, so
+``mobilenetv2``, ``mobilenet-v2`` and ``mobilenet_v2`` are the same net.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edgecv.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# name -> "module:factory"; the factory's first parameter is num_classes
+FACTORIES = {
+    "mobilenet_v2": "edgecv.models.mobilenetv2:mobilenet_v2",
+}
+
+
+def canonical(name: str) -> str:
+    """``name`` with case, hyphens and underscores taken out: the key that names are compared by."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def resolve(name: str) -> str:
+    """The zoo's own spelling of ``name``; an unknown one is an error that suggests the nearest."""
+    names = {canonical(known): known for known in FACTORIES}
+    if (key := canonical(name)) in names:
+        return names[key]
+    near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(names[n] for n in near)}?" if near else "see `edgecv models`"
+    raise RecipeError(f"there is no model named {name!r}; {hint}")
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+    """The function that builds the net ``name``."""
+    module, _, attribute = FACTORIES[resolve(name)].partition(":")
+    found: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def create(name: str, num_classes: int | None = None, **options: Any) -> nn.Module:
+    """Build the net ``name`` with fresh random weights, in training mode.
+
+    ``num_classes`` is the width of the last layer (default: the published one), ``options`` are
+    the keyword arguments of the net's own factory. An unknown name, an option that the net does
+    not have, or fewer than one class is a :class:`~edgecv.errors.RecipeError`.
+    """
+    build = factory(name)
+    known = inspect.signature(build).parameters
+    if surplus := sorted(set(options) - set(known)):
+        allowed = ", ".join(p for p in known if p != "num_classes")
+        raise RecipeError(f"{name} has no option {', '.join(surplus)}; it takes {allowed}")
+    if num_classes is not None:
+        if num_classes < 1:
+            raise RecipeError(f"{name}: num_classes must be at least 1, not {num_classes}")
+        options["num_classes"] = num_classes
+    return build(**options)

@@ -1,0 +1,1 @@
+"""From raw output tensors to answers, in plain NumPy."""

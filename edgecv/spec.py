@@ -1,0 +1,447 @@
+"""The contract that a model file carries: what goes in, what comes out, and what it means.
+
+The contract is one JSON object under the metadata key ``edgecv.spec`` of an ONNX file. This
+module alone reads and writes it, and needs neither the onnx package nor a runtime: ONNX is a
+protobuf message whose top level is walked here field by field (onnx.proto3: ``metadata_props`` is
+field 14 of ``ModelProto``; the graph, field 7, is skipped unread).
+
+Versions: ``version`` says who wrote it, ``min_reader`` the oldest reader that understands it.
+Unknown keys are ignored, so a newer writer may add optional ones; a file whose ``min_reader`` is
+above :data:`READER` is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from edgecv.errors import InputError, SpecError
+from edgecv.files import atomic_write
+
+VERSION = 1  # of the contracts that this code writes
+READER = 1  # the highest min_reader that this code understands
+METADATA_KEY = "edgecv.spec"
+MAX_SPEC_BYTES = 16 * 1024 * 1024  # a contract of 21,000 labels and a self-test stays under 1 MB
+
+TASKS = ("classify",)
+FITS = ("crop", "stretch", "letterbox")
+COLORS = ("rgb", "bgr", "gray")
+INTERPOLATIONS = (
+    "pillow-nearest",
+    "pillow-box-antialias",
+    "pillow-bilinear-antialias",
+    "pillow-bicubic-antialias",
+    "pillow-lanczos-antialias",
+)
+CROP_ROUNDINGS = ("round-half-even", "floor")
+PAD_POSITIONS = ("center", "top-left")
+PRECISIONS = ("fp32", "fp16", "int8")
+DECODINGS = {"classify": ("logits", "probabilities")}
+DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64", "bool")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, its shape (a string is a symbolic size), its dtype."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes the input tensor ``[N, C, height, width]``.
+
+    The picture is fitted to ``height`` x ``width`` pixels, its channels put in the order
+    ``color``, and each value ``v`` (0 to 255) becomes ``(v / divisor - mean) / std``.
+
+    ``fit`` is one of
+
+    - ``crop``: the short side is resized to ``resize`` pixels (the long side to
+      ``int(resize * long / short)``, torchvision's rule) and the centre is cut out. Its corner
+      is ``(size - crop) / 2``, rounded by ``crop_rounding``: ``round-half-even`` is
+      torchvision's, ``floor`` most others'. What the picture lacks is padded with ``pad_value``.
+    - ``stretch``: resized to ``height`` x ``width``, whatever its aspect ratio.
+    - ``letterbox``: resized to fit inside, its aspect ratio kept, and padded with ``pad_value``
+      (``pad_position``: the picture lies in the ``center`` or at the ``top-left``).
+
+    ``interpolation`` names the resampling exactly: the library that defines it, the kernel, and
+    whether the kernel widens on downscaling (antialias).
+    """
+
+    height: int
+    width: int
+    color: str = "rgb"
+    fit: str = "crop"
+    resize: int | None = None  # the short side, for fit = crop; None: min(height, width)
+    interpolation: str = "pillow-bilinear-antialias"
+    crop_rounding: str = "round-half-even"
+    pad_value: int = 0
+    pad_position: str = "center"
+    divisor: float = 255.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.color == "gray" else 3
+
+    def describe(self) -> str:
+        """The preparation in one line for people."""
+        kernel = f"{self.interpolation}, {self.color.upper()}"
+        how = {
+            "crop": f"short side to {self.resize or min(self.height, self.width)}, centre crop",
+            "stretch": "stretched to",
+            "letterbox": f"letterboxed ({self.pad_position}, pad {self.pad_value}) to",
+        }[self.fit]
+        mean, std = (",".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return (
+            f"{how} {self.width}x{self.height} ({kernel}), "
+            f"(pixel / {self.divisor:g} - [{mean}]) / [{std}]"
+        )
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the output tensors mean: ``kind`` names the rule, ``options`` its parameters."""
+
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The whole contract of one model file. Checked when made; see the module's docstring."""
+
+    name: str
+    task: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preparation: Preparation
+    decoding: Decoding
+    labels: tuple[str, ...]
+    precision: str = "fp32"
+    target: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    self_test: Mapping[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+    min_reader: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_json(self) -> str:
+        """The contract as JSON; the same contract gives the same bytes."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the contract") -> ModelSpec:
+        """Read :meth:`to_json`'s output; anything else is a :class:`SpecError` naming ``where``."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(
+                f"{where}: not valid JSON ({error}); the file is damaged: export it again"
+            ) from error
+        if not isinstance(data, dict):
+            raise SpecError(f"{where}: expected a JSON object, got {type(data).__name__}")
+        reader = _Reader(data, where)
+        if (needed := reader.get("min_reader", int)) > READER:
+            raise SpecError(
+                f"{where}: written for readers of version {needed} and later, this EdgeCV reads up "
+                f"to {READER}; update EdgeCV on this machine, or export the model with this version"
+            )
+        return cls(
+            name=reader.get("name", str),
+            task=reader.get("task", str),
+            inputs=reader.tensors("inputs"),
+            outputs=reader.tensors("outputs"),
+            preparation=_preparation(reader.child("preparation")),
+            decoding=_decoding(reader.child("decoding")),
+            labels=reader.strings("labels"),
+            precision=reader.get("precision", str),
+            target=reader.get("target", str) if data.get("target") is not None else None,
+            provenance=reader.get("provenance", dict, {}),
+            parity=reader.get("parity", dict, {}),
+            self_test=reader.get("self_test", dict, {}),
+            version=reader.get("version", int),
+            min_reader=needed,
+        )
+
+
+T = TypeVar("T")
+
+
+class _Reader:
+    """Typed access to a JSON object; each error names the key by its full path."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.data, self.where = data, where
+
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        value = self.data.get(key, default)
+        if value is None:
+            raise SpecError(f"{self.where}: {key!r} is missing")
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise SpecError(
+                f"{self.where}: {key!r} must be {kind.__name__}, got {type(value).__name__}"
+            )
+        return value
+
+    def child(self, key: str) -> _Reader:
+        return _Reader(self.get(key, dict), f"{self.where}: {key}")
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        values = self.get(key, list)
+        if not all(isinstance(value, str) for value in values):
+            raise SpecError(f"{self.where}: {key!r} must be a list of strings")
+        return tuple(values)
+
+    def floats(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        values = self.get(key, list, list(default))
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+            raise SpecError(f"{self.where}: {key!r} must be a list of numbers")
+        return tuple(float(value) for value in values)
+
+    def tensors(self, key: str) -> tuple[TensorSpec, ...]:
+        tensors = []
+        for index, item in enumerate(self.get(key, list)):
+            if not isinstance(item, dict):
+                raise SpecError(f"{self.where}: {key}[{index}] must be an object")
+            reader = _Reader(item, f"{self.where}: {key}[{index}]")
+            shape = reader.get("shape", list)
+            if not all(isinstance(s, int | str) and not isinstance(s, bool) for s in shape):
+                raise SpecError(f"{reader.where}: 'shape' must hold sizes and names")
+            tensors.append(
+                TensorSpec(reader.get("name", str), tuple(shape), reader.get("dtype", str))
+            )
+        return tuple(tensors)
+
+
+def _preparation(reader: _Reader) -> Preparation:
+    resize = reader.data.get("resize")
+    return Preparation(
+        height=reader.get("height", int),
+        width=reader.get("width", int),
+        color=reader.get("color", str),
+        fit=reader.get("fit", str),
+        resize=None if resize is None else reader.get("resize", int),
+        interpolation=reader.get("interpolation", str),
+        crop_rounding=reader.get("crop_rounding", str),
+        pad_value=reader.get("pad_value", int),
+        pad_position=reader.get("pad_position", str),
+        divisor=reader.get("divisor", float),
+        mean=reader.floats("mean", ()),
+        std=reader.floats("std", ()),
+    )
+
+
+def _decoding(reader: _Reader) -> Decoding:
+    return Decoding(reader.get("kind", str), reader.get("options", dict, {}))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SpecError(message)
+
+
+def _one_of(value: str, allowed: tuple[str, ...], what: str) -> None:
+    _require(value in allowed, f"{what} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def check_preparation(p: Preparation) -> None:
+    """Refuse a preparation that means nothing, with a :class:`SpecError`."""
+    _one_of(p.color, COLORS, "color")
+    _one_of(p.fit, FITS, "fit")
+    _one_of(p.interpolation, INTERPOLATIONS, "interpolation")
+    _one_of(p.crop_rounding, CROP_ROUNDINGS, "crop_rounding")
+    _one_of(p.pad_position, PAD_POSITIONS, "pad_position")
+    for what, size in (("height", p.height), ("width", p.width), ("resize", p.resize or 1)):
+        _require(1 <= size <= 16384, f"{what} must be 1 to 16384 pixels, got {size}")
+    _require(0 <= p.pad_value <= 255, f"pad_value must be 0 to 255, got {p.pad_value}")
+    for what, values in (("mean", p.mean), ("std", p.std), ("divisor", (p.divisor,))):
+        _require(all(map(math.isfinite, values)), f"{what} must be finite, got {values}")
+    for what, values in (("mean", p.mean), ("std", p.std)):
+        _require(
+            len(values) == p.channels,
+            f"{what} must have {p.channels} values for color {p.color!r}, got {len(values)}",
+        )
+    _require(p.divisor > 0 and all(s > 0 for s in p.std), "divisor and std must be positive")
+
+
+def _check(spec: ModelSpec) -> None:
+    _one_of(spec.task, TASKS, "task")
+    _one_of(spec.precision, PRECISIONS, "precision")
+    _one_of(spec.decoding.kind, DECODINGS[spec.task], f"decoding of task {spec.task!r}")
+    check_preparation(spec.preparation)
+    _require(len(spec.inputs) == 1, f"expected one picture input, got {len(spec.inputs)}")
+    _require(len(spec.outputs) >= 1, "there must be at least one output")
+    for tensor in (*spec.inputs, *spec.outputs):
+        _one_of(tensor.dtype, DTYPES, f"dtype of {tensor.name!r}")
+    p = spec.preparation
+    expected = (p.channels, p.height, p.width)
+    for size, want in zip(spec.inputs[0].shape[1:], expected, strict=False):
+        _require(
+            isinstance(size, str) or size == want,
+            f"input {spec.inputs[0].name!r} has shape {spec.inputs[0].shape}, but the preparation "
+            f"makes [N, {', '.join(map(str, expected))}]",
+        )
+    _require(len(spec.inputs[0].shape) == 4, "the picture input must be [N, C, H, W]")
+    if spec.task == "classify":
+        classes = spec.outputs[0].shape[-1]
+        _require(
+            isinstance(classes, str) or classes == len(spec.labels),
+            f"output {spec.outputs[0].name!r} has {classes} classes, labels has "
+            f"{len(spec.labels)} names",
+        )
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+_GRAPH, _METADATA = 7, 14  # field numbers of ModelProto in onnx.proto3
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """All metadata entries of an ONNX file, without loading its graph or weights.
+
+    Raises :class:`SpecError` for a file that is truncated or not ONNX, :class:`InputError` for
+    one that is not there.
+    """
+    path = Path(path)
+    found: dict[str, str] = {}
+    with _open(path) as file:
+        graph_seen = False
+        for number, start, size in _fields(file, path):
+            graph_seen = graph_seen or number == _GRAPH
+            if number == _METADATA:
+                file.seek(start)
+                key, value = _entry(file.read(size), path)
+                found[key] = value
+    if not graph_seen:
+        raise SpecError(f"{path}: not an ONNX model (there is no graph in it)")
+    return found
+
+
+def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
+    """The contract inside the model file ``path``."""
+    text = read_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise SpecError(
+            f"{path}: this ONNX file carries no EdgeCV contract, so its input preparation and the "
+            f"meaning of its outputs are unknown; `edgecv export` writes files that carry one"
+        )
+    return ModelSpec.from_json(text, str(path))
+
+
+def write_spec(
+    source: str | os.PathLike[str] | bytes, spec: ModelSpec, path: str | os.PathLike[str]
+) -> None:
+    """Write the ONNX model ``source`` (a file or its bytes) to ``path`` with ``spec`` inside.
+
+    An older contract is replaced; everything else is copied byte for byte. ``path`` appears
+    whole or not at all.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    kept = []
+    import io
+
+    file = io.BytesIO(data)
+    position = 0
+    for number, start, size in _fields(file, Path(path)):
+        end = start + size
+        if not (number == _METADATA and _entry(data[start:end], Path(path))[0] == METADATA_KEY):
+            kept.append(data[position:end])
+        position = end
+    key, value = METADATA_KEY.encode(), spec.to_json().encode()
+    entry = b"\x0a" + _varint(len(key)) + key + b"\x12" + _varint(len(value)) + value
+    tag = _varint(_METADATA << 3 | 2)
+    with atomic_write(path) as out:
+        out.writelines([*kept, tag, _varint(len(entry)), entry])
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
+    """The top-level fields of a protobuf message: number, start of the value, its size."""
+    end = file.seek(0, os.SEEK_END)
+    position = 0
+    while position < end:
+        file.seek(position)
+        head = file.read(20)  # a tag and a length, each at most 10 bytes
+        tag, used = _read_varint(head, 0, path)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            start = position + used
+            size = _read_varint(head, used, path)[1] - used
+        elif wire == 2:
+            size, used = _read_varint(head, used, path)
+            start = position + used
+        elif wire in (1, 5):
+            start, size = position + used, 8 if wire == 1 else 4
+        else:
+            raise SpecError(f"{path}: not an ONNX model, or a damaged one (wire type {wire})")
+        if number == 0 or start + size > end:
+            raise SpecError(
+                f"{path}: not an ONNX model, or cut off (a field ends {start + size - end} bytes "
+                f"behind the end of the file); copy or export it again"
+            )
+        yield number, start, size
+        position = start + size
+
+
+def _read_varint(data: bytes, position: int, path: Path) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise SpecError(f"{path}: not an ONNX model, or cut off in the middle of a field")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _entry(data: bytes, path: Path) -> tuple[str, str]:
+    """Key and value of a ``StringStringEntryProto``."""
+    if len(data) > MAX_SPEC_BYTES:
+        raise SpecError(f"{path}: a metadata entry of {len(data)} bytes; that is no contract")
+    import io
+
+    texts = {1: "", 2: ""}
+    for number, start, size in _fields(io.BytesIO(data), path):
+        if number in texts:
+            try:
+                texts[number] = data[start : start + size].decode()
+            except UnicodeDecodeError as error:
+                raise SpecError(f"{path}: a metadata entry is not UTF-8 text") from error
+    return texts[1], texts[2]
+
+
+def with_parity(spec: ModelSpec, parity: Mapping[str, Any]) -> ModelSpec:
+    """``spec`` with measured parity figures in place of its own."""
+    return replace(spec, parity=dict(parity))

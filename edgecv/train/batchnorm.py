@@ -1,0 +1,66 @@
+"""BatchNorm of weights that were folded: give it statistics again, or training it diverges.
+
+A checkpoint that was folded for inference has BatchNorms that are the identity plus a bias: mean
+0, variance 1, whatever their inputs look like. In eval mode that is right. The first training
+step replaces the statistics with the batch's, and the net computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def is_folded(model: nn.Module) -> bool:
+    """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return bool(norms) and all(
+        torch.all(_buffer(m.running_mean) == 0).item() and torch.all(_buffer(m.running_var) == 1).item()
+        for m in norms
+    )
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Measure each BatchNorm's input statistics on ``batches`` and keep the function unchanged.
+
+    With the measured mean m and variance v, ``weight' = weight * sqrt((v + eps) / (v0 + eps))``
+    and ``bias' = bias + weight * (m - m0) / sqrt(v0 + eps)`` make the same map as the old
+    statistics (m0, v0) did, so the net's eval-mode outputs stay what they were.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    sums = {m: torch.zeros(2, m.num_features, dtype=torch.float64) for m in norms}
+    counts = dict.fromkeys(norms, 0)
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        x = inputs[0].transpose(0, 1).flatten(1).double()
+        sums[norm] += torch.stack([x.sum(1), x.square().sum(1)])
+        counts[norm] += x.shape[1]
+
+    hooks = [m.register_forward_pre_hook(measure) for m in norms]
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            model(batch)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    for norm in norms:
+        mean = sums[norm][0] / counts[norm]
+        var = (sums[norm][1] / counts[norm] - mean.square()).clamp_min(0)
+        old_mean, old_var = _buffer(norm.running_mean).double(), _buffer(norm.running_var).double()
+        scale = norm.weight.double() / (old_var + norm.eps).sqrt()
+        norm.bias += (scale * (mean - old_mean)).float()
+        norm.weight.copy_(scale * (var + norm.eps).sqrt())
+        _buffer(norm.running_mean).copy_(mean)
+        _buffer(norm.running_var).copy_(var)
+
+
+def _buffer(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # our nets track running statistics everywhere
+    return tensor
