@@ -45,19 +45,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raw = _OutputFile(part, "xb")  # exclusive: never another one's file
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise _cannot_write(path, error) from error
+    returned = False  # whether the block has, and each OSError from there on is ours
     try:
         with io.BufferedWriter(raw) as file:
             if mode is not None:
-                os.chmod(part, mode)
+                part.chmod(mode)
             yield file
+            returned = True
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, target)
+        part.replace(target)
         _sync_folder(target.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and (error is raw.error or error.filename == str(part)):
+        if isinstance(error, OSError) and (returned or error is raw.error):
             raise _cannot_write(path, error) from error
         raise
 

@@ -65,11 +65,15 @@ class Model:
         ``color`` (``rgb`` or ``bgr``). ``conf`` and ``iou`` are for tasks that have boxes; a
         classifier refuses them.
         """
-        if conf is not None or iou is not None:
-            raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")
+        self.refuse_thresholds(conf, iou)
         if isinstance(pictures, list | tuple):
             return self._answer(pictures, color)
         return self._answer([pictures], color)[0]  # type: ignore[list-item]
+
+    def refuse_thresholds(self, conf: float | None, iou: float | None) -> None:
+        """Thresholds of boxes mean nothing to a classifier: say so, and do not ignore them."""
+        if conf is not None or iou is not None:
+            raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")
 
     def raw(self, pictures: Sequence[Picture], *, color: str = "rgb") -> dict[str, Array]:
         """The output tensors for ``pictures`` (at least one), before any decoding.
@@ -102,7 +106,10 @@ class Model:
     def _answer(self, pictures: Sequence[Picture], color: str) -> list[Classification]:
         if not pictures:
             return []
-        outputs = self.raw(pictures, color=color)
+        return self.decode(self.raw(pictures, color=color))
+
+    def decode(self, outputs: Mapping[str, Array]) -> list[Classification]:
+        """The answers that the output tensors of :meth:`infer` mean, one per picture."""
         scores = outputs[self.spec.outputs[0].name]
         return classifications(scores, self.spec.decoding.kind, self.spec.labels)
 

@@ -126,6 +126,7 @@ class ModelSpec:
     preparation: Preparation
     decoding: Decoding
     labels: tuple[str, ...]
+    label_ids: tuple[str, ...] = ()  # one per label (WordNet ids, say), or none at all
     precision: str = "fp32"
     target: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -166,6 +167,7 @@ class ModelSpec:
             preparation=_preparation(reader.child("preparation")),
             decoding=_decoding(reader.child("decoding")),
             labels=reader.strings("labels"),
+            label_ids=reader.strings("label_ids", []),
             precision=reader.get("precision", str),
             target=reader.get("target", str) if data.get("target") is not None else None,
             provenance=reader.get("provenance", dict, {}),
@@ -200,8 +202,8 @@ class _Reader:
     def child(self, key: str) -> _Reader:
         return _Reader(self.get(key, dict), f"{self.where}: {key}")
 
-    def strings(self, key: str) -> tuple[str, ...]:
-        values = self.get(key, list)
+    def strings(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
+        values = self.get(key, list, default)
         if not all(isinstance(value, str) for value in values):
             raise SpecError(f"{self.where}: {key!r} must be a list of strings")
         return tuple(values)
@@ -296,6 +298,10 @@ def _check(spec: ModelSpec) -> None:
             f"makes [N, {', '.join(map(str, expected))}]",
         )
     _require(len(spec.inputs[0].shape) == 4, "the picture input must be [N, C, H, W]")
+    _require(
+        len(spec.label_ids) in (0, len(spec.labels)),
+        f"label_ids must have one id per label: {len(spec.label_ids)} for {len(spec.labels)}",
+    )
     if spec.task == "classify":
         classes = spec.outputs[0].shape[-1]
         _require(

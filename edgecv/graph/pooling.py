@@ -33,7 +33,7 @@ def reshape_to_flatten(model: ir.Model) -> int:
         channels = source.shape[1]
         drops_only = list(source.shape)[2:] == [1, 1] and len(out.shape) == 2
         if isinstance(channels, int) and drops_only and out.shape[1] == channels:
-            _replace(model.graph, node, ir.node("Flatten", [source], {"axis": 1}, name=node.name))
+            _replace(model.graph, node, ir.node("Flatten", [source], {"axis": 1}))
             changed += 1
     return changed
 
@@ -54,7 +54,7 @@ def _is_spatial(node: ir.Node) -> bool:
 def _to_pool(graph: ir.Graph, node: ir.Node) -> None:
     source = node.inputs[0]
     keepdims = node.attributes.get("keepdims")
-    pool = ir.node("GlobalAveragePool", [source], name=node.name)
+    pool = ir.node("GlobalAveragePool", [source])
     if keepdims is None or keepdims.as_int() == 1:
         _replace(graph, node, pool)
         return
@@ -66,6 +66,9 @@ def _to_pool(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put ``new`` in the place of ``old``; the output keeps its name, type and shape."""
-    new.metadata_props.update(old.metadata_props)
+    """Put ``new`` in the place of ``old``, under its name with the new operator's in it."""
+    new.name = (old.name or old.op_type).replace(old.op_type, new.op_type)
+    inner = old.outputs[0] not in graph.outputs
     ir.convenience.replace_nodes_and_values(graph, old, [old], [new], old.outputs, new.outputs)
+    if inner:
+        new.outputs[0].name = f"{new.name}:0"

@@ -1,0 +1,86 @@
+"""``edgecv export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgecv.cli.options import floats
+from edgecv.cli.output import JsonOption, Output
+from edgecv.errors import InputError
+
+
+def command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|RECIPE.toml",
+            help="A recipe, or module:factory, timm:NAME, torchvision:NAME, FILE.pt2.",
+        ),
+    ],
+    weights: Annotated[
+        str, typer.Option(metavar="auto|imagenet|bundled|random|FILE", help="Which weights.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(metavar="fp32", help="Of the file.")] = "fp32",
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 18,
+    image_size: Annotated[int | None, typer.Option(help="Input size in pixels.")] = None,
+    resize: Annotated[int | None, typer.Option(help="Short side before the crop.")] = None,
+    fit: Annotated[str | None, typer.Option(metavar="crop|stretch|letterbox")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of 0 to 1.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of 0 to 1.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
+    batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Pictures per run.")] = "1",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a PyTorch model to an ONNX file that carries its contract, parity proven."""
+    from edgecv.export.recipe import InputOverrides
+    from edgecv.workflows.export import export
+
+    if precision != "fp32":
+        raise InputError(f"--precision {precision}: this version of EdgeCV writes fp32 files only")
+    out = Output(as_json)
+    overrides = InputOverrides(
+        image_size, resize, fit, floats(mean, "--mean"), floats(std, "--std"), labels
+    )
+    with out.progress() as progress:
+        result = export(
+            name,
+            weights=weights,
+            overrides=overrides,
+            opset=opset,
+            batch=_batch(batch),
+            output=output,
+            progress=progress,
+            warn=out.warn,
+        )
+    spec, parity = result.spec, result.spec.parity
+    (tensor,) = spec.inputs
+    licence = f", {result.weights.licence}" if result.weights.licence else ""
+    out.say(f"wrote {result.path}", "bold")
+    out.pairs(
+        {
+            "model": f"{spec.name}, {len(spec.labels)} classes",
+            "weights": f"{result.weights.origin}"
+            + (f" {result.weights.path.name}" if result.weights.path else "")
+            + licence,
+            "preparation": spec.preparation.describe(),
+            "input": f"{tensor.name} {list(tensor.shape)} {tensor.dtype}",
+            "file": f"{result.size_bytes:,} bytes, opset {result.opset}, {spec.precision}",
+            "nodes": ", ".join(f"{count} {kind}" for kind, count in result.nodes.items()),
+            "parity": f"max |difference| {parity['max_abs']:.2e} ({parity['max_rel']:.1e} of the "
+            f"largest output), batches {parity['batches']}, {parity['reference']} against "
+            f"{parity['runtime']}",
+        }
+    )
+    out.result(result.to_dict())
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--batch {text}: expected a number of pictures, or dynamic")
+    return int(text)

@@ -1,0 +1,49 @@
+"""``edgecv inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgecv.cli.output import JsonOption, Output
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the contract that a model file carries."""
+    from edgecv.spec import read_spec
+
+    spec = read_spec(model)
+    out = Output(as_json)
+    shown = ", ".join(spec.labels[:5]) + (", ..." if len(spec.labels) > 5 else "")
+    weights = spec.provenance.get("weights", {})
+    out.say(f"{model}", "bold")
+    pairs = {
+        "name": spec.name,
+        "task": spec.task,
+        "precision": spec.precision,
+        "inputs": ", ".join(f"{t.name} {list(t.shape)} {t.dtype}" for t in spec.inputs),
+        "preparation": spec.preparation.describe(),
+        "outputs": ", ".join(f"{t.name} {list(t.shape)} {t.dtype}" for t in spec.outputs),
+        "decoding": spec.decoding.kind,
+        "labels": f"{len(spec.labels)}: {shown}",
+        "weights": f"{weights.get('origin')} {weights.get('file') or ''}".strip(),
+        "weights' licence": weights.get("licence") or "not stated",
+        "weights' sha256": weights.get("sha256"),
+        "opset": spec.provenance.get("opset"),
+        "made with": ", ".join(f"{k} {v}" for k, v in spec.provenance.get("tools", {}).items()),
+        "contract": f"version {spec.version}, readers from {spec.min_reader}",
+    }
+    if spec.parity:
+        pairs["parity"] = (
+            f"max_rel {spec.parity['max_rel']:.1e}, cosine {spec.parity['cosine']:.9f}, "
+            f"{spec.parity['reference']} against {spec.parity['runtime']}"
+        )
+    out.pairs(pairs)
+    size = model.stat().st_size
+    out.result({"path": str(model), "size_bytes": size, "contract": json.loads(spec.to_json())})

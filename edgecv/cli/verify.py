@@ -1,0 +1,69 @@
+"""``edgecv verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgecv.cli.options import BackendOption
+from edgecv.cli.output import JsonOption, Output
+from edgecv.errors import CheckFailed
+
+
+def command(
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="An .onnx file.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="REFERENCE", help="A recipe, an .onnx, or a .npz record.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The reference's weights.")
+    ] = None,
+    backend: BackendOption = "auto",
+    data: Annotated[Path | None, typer.Option(help="A folder of pictures to compare on.")] = None,
+    min_agreement: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    min_cosine: Annotated[float | None, typer.Option(min=-1, max=1)] = None,
+    max_drop: Annotated[float | None, typer.Option(metavar="POINTS")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Keep the reference's answers.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a model file with its parent; exit 1 where it falls short."""
+    from edgecv.workflows.verify import verify
+
+    out = Output(as_json)
+    with out.progress() as progress:
+        outcome = verify(
+            candidate,
+            against,
+            weights=weights,
+            backend=backend,
+            data=data,
+            min_agreement=min_agreement,
+            min_cosine=min_cosine,
+            max_drop=max_drop,
+            record=record,
+            progress=progress,
+        )
+    c = outcome.comparison
+    out.say(f"{candidate} against {outcome.reference}, on {outcome.inputs}")
+    out.pairs(
+        {
+            "max |difference|": f"{c.max_abs:.3e}",
+            "of the largest output": f"{c.max_rel:.3e}",
+            "cosine, worst": f"{c.cosine:.9f}",
+            "SQNR": "no difference" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB",
+            "same answer": "-" if outcome.agreement is None else f"{outcome.agreement:.2%}",
+            "ran on": f"{outcome.backend}, {outcome.precision}",
+        }
+    )
+    for check in outcome.checks:
+        word, style = ("passed", "green") if check.passed else ("FAILED", "bold red")
+        out.say(f"  {word}: {check.name} {check.value:.3e}, bound {check.bound:g}", style)
+    if record is not None:
+        out.say(f"recorded in {record}")
+    out.result(outcome.to_dict())
+    if not outcome.passed:
+        raise typer.Exit(CheckFailed.exit_code)

@@ -1,0 +1,1 @@
+"""Data sets and metrics of evaluation. NumPy and Pillow only."""

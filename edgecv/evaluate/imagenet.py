@@ -1,0 +1,119 @@
+"""Classification data sets: a folder per class, as ImageNet is laid out; top-1 and top-5."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecv.errors import InputError
+from edgecv.preprocess import list_pictures
+from edgecv.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class LabelledFolder:
+    """Pictures and the index of each one's class, in the order of their paths."""
+
+    pictures: tuple[Path, ...]
+    classes: NDArray[np.int64]  # [N]
+
+
+def read_folder(
+    folder: Path, spec: ModelSpec, classes: Path | None = None, limit: int | None = None
+) -> LabelledFolder:
+    """The pictures of ``folder/CLASS/...``, the folders matched to the model's classes.
+
+    A folder is matched by the class's name or id (case, blanks, hyphens and underscores ignored),
+    or by ``classes``: a JSON object ``{"folder": index}``, or a text file in which line i names
+    class i (``n01440764 tench``: the id, the name, or all of it). A folder that matches nothing
+    is an error: leaving it out would change the score. ``limit`` keeps that many pictures, evenly
+    spread.
+    """
+    pictures = list_pictures(folder)
+    loose = [path for path in pictures if path.parent == folder]
+    if loose or not pictures:
+        raise InputError(
+            f"{folder}: expected one folder per class with pictures in it; found "
+            + (f"{len(loose)} pictures outside, such as {loose[0].name}" if loose else "none")
+        )
+    index = _read_classes(classes, len(spec.labels)) if classes else _own_classes(spec)
+    names = sorted({path.relative_to(folder).parts[0] for path in pictures})
+    unknown = [name for name in names if _key(name) not in index]
+    if unknown:
+        shown = ", ".join(spec.labels[:5])
+        raise InputError(
+            f"{folder}: {len(unknown)} of {len(names)} folders are no class of the model, such as "
+            f"{', '.join(unknown[:3])}; its classes are {shown}"
+            f"{', ...' if len(spec.labels) > 5 else ''}; name them alike, or map them with "
+            f"--classes FILE"
+        )
+    if limit is not None and limit < len(pictures):
+        keep = np.linspace(0, len(pictures) - 1, limit).round().astype(int)
+        pictures = [pictures[i] for i in keep]
+    truth = [index[_key(path.relative_to(folder).parts[0])] for path in pictures]
+    return LabelledFolder(tuple(pictures), np.asarray(truth, np.int64))
+
+
+def topk_hits(scores: NDArray[np.generic], classes: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """Whether each row's class is among its ``k`` highest scores ``[N, C]``; of equals the lower
+    index ranks first."""
+    rows = np.arange(len(classes))
+    own = scores[rows, classes][:, None]
+    columns = np.arange(scores.shape[1])[None, :]
+    ahead = (scores > own) | ((scores == own) & (columns < classes[:, None]))
+    hits: NDArray[np.bool_] = ahead.sum(axis=1) < k
+    return hits
+
+
+def _own_classes(spec: ModelSpec) -> dict[str, int]:
+    names = {_key(label): i for i, label in enumerate(spec.labels)}
+    return names | {_key(label): i for i, label in enumerate(spec.label_ids)}
+
+
+def _read_classes(path: Path, count: int) -> dict[str, int]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable text file ({error})") from error
+    if path.suffix == ".json":
+        return _read_json_classes(path, text, count)
+    index: dict[str, int] = {}
+    for i, line in enumerate(text.splitlines()):
+        head, _, tail = line.strip().partition("\t" if "\t" in line else " ")
+        for name in (line, head, tail):
+            if name.strip():
+                index.setdefault(_key(name), i)
+    lines = len(text.splitlines())
+    if lines > count:
+        raise InputError(f"{path}: names {lines} classes, the model has {count}")
+    return index
+
+
+def _read_json_classes(path: Path, text: str, count: int) -> dict[str, int]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    fits = isinstance(data, Mapping) and all(
+        type(value) is int and 0 <= value < count for value in data.values()
+    )
+    if not fits:
+        raise InputError(
+            f"{path}: expected an object of folder names and class indices from 0 to {count - 1}"
+        )
+    return {_key(name): value for name, value in data.items()}
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def agreement(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    """The share of rows of two score tables ``[N, C]`` with the same best class."""
+    return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))

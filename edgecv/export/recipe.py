@@ -1,0 +1,344 @@
+"""Recipes: what ``edgecv export NAME`` does, as one TOML file per model.
+
+``export/README.md`` documents every key for people who write their own. Reading a recipe needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgecv import models
+from edgecv.errors import RecipeError, SpecError
+from edgecv.export.table import Table
+from edgecv.spec import DECODINGS, TASKS, Decoding, Preparation, check_preparation
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where one named set of weights comes from: a URL, a file, or another recipe's bundled ones."""
+
+    licence: str = ""
+    url: str = ""
+    sha256: str = ""  # all 64 hex digits, or the first 8 and more, as torch.hub's file names have
+    file: Path | None = None
+    recipe: str = ""
+    top1: float | None = None  # as published, 0 to 1
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Defaults of quantization."""
+
+    pictures: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model: how it is built, fed, and read. ``path`` is None for a bare source."""
+
+    name: str
+    summary: str
+    task: str
+    source: str  # zoo name, module:factory, timm:NAME, torchvision:NAME, or FILE.pt2
+    preparation: Preparation
+    decoding: Decoding
+    labels: tuple[str, ...] = ()
+    label_ids: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
+    weights: Mapping[str, WeightsSource] = field(default_factory=dict)
+    calibration: Calibration = Calibration()
+    train: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent if self.path else Path.cwd()
+
+
+@dataclass(frozen=True)
+class InputOverrides:
+    """The input flags of the command line; each one given replaces the recipe's value."""
+
+    image_size: int | None = None
+    resize: int | None = None
+    fit: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: Path | tuple[str, ...] | None = None  # a label file, or the names themselves
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was given, as JSON values: kept in the file's provenance."""
+        given: dict[str, Any] = {
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "fit": self.fit,
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: package data in a wheel, ``export/`` in a checkout."""
+    packaged = Path(__file__).parents[1] / "_recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "export"
+
+
+def list_recipes() -> list[str]:
+    """The names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """The shipped recipe ``name``, or the user's own where ``name`` ends in ``.toml``."""
+    if str(name).endswith(".toml"):
+        return read_recipe(Path(name))
+    known = {models.canonical(recipe): recipe for recipe in list_recipes()}
+    key = models.canonical(str(name))
+    if key in known:
+        return read_recipe(recipes_folder() / f"{known[key]}.toml")
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(known[n] for n in near)}?" if near else "see `edgecv models`"
+    raise RecipeError(
+        f"there is no recipe named {str(name)!r}; {hint} A file of your own must end in .toml"
+    )
+
+
+def recipe_for(name: str, overrides: InputOverrides | None = None) -> Recipe:
+    """The recipe that the command line's NAME means, with the input flags applied.
+
+    ``module:factory``, ``timm:NAME``, ``torchvision:NAME`` and ``FILE.pt2`` need no recipe when the
+    flags say how pictures are prepared and what the classes are called.
+    """
+    overrides = overrides or InputOverrides()
+    if name.endswith(".pt2") or (":" in name and not name.endswith(".toml")):
+        return _bare(name, overrides)
+    return apply_overrides(load_recipe(name), overrides)
+
+
+def _bare(source: str, overrides: InputOverrides) -> Recipe:
+    needed = {
+        "--image-size": overrides.image_size,
+        "--mean": overrides.mean,
+        "--std": overrides.std,
+        "--labels": overrides.labels,
+    }
+    if missing := [flag for flag, value in needed.items() if value is None]:
+        raise RecipeError(
+            f"{source}: a model without a recipe needs {', '.join(missing)}: its input preparation "
+            f"and its labels cannot be known; or write a recipe (export/README.md)"
+        )
+    assert overrides.image_size is not None
+    stem = Path(source).stem if source.endswith(".pt2") else source.rpartition(":")[2]
+    blank = Recipe(
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", stem),
+        summary="",
+        task="classify",
+        source=str(Path(source).resolve()) if source.endswith(".pt2") else source,
+        preparation=Preparation(overrides.image_size, overrides.image_size),
+        decoding=Decoding("logits"),
+    )
+    return apply_overrides(blank, overrides)
+
+
+def apply_overrides(recipe: Recipe, overrides: InputOverrides) -> Recipe:
+    """``recipe`` with the input flags in place of its own values."""
+    p = recipe.preparation
+    if overrides.image_size is not None:
+        # the short side keeps its proportion to the crop unless it is given too
+        resize = p.resize and round(p.resize * overrides.image_size / min(p.height, p.width))
+        p = replace(p, height=overrides.image_size, width=overrides.image_size, resize=resize)
+    if overrides.resize is not None:
+        p = replace(p, resize=overrides.resize)
+    if overrides.fit is not None:
+        p = replace(p, fit=overrides.fit)
+    if overrides.mean is not None:
+        p = replace(p, mean=spread(overrides.mean, p.channels, "--mean"))
+    if overrides.std is not None:
+        p = replace(p, std=spread(overrides.std, p.channels, "--std"))
+    try:
+        check_preparation(p)
+    except SpecError as error:
+        raise RecipeError(f"{recipe.name}: the input flags do not fit together: {error}") from error
+    recipe = replace(recipe, preparation=p)
+    if isinstance(overrides.labels, Path):
+        ids, labels = read_labels(overrides.labels)
+        recipe = replace(recipe, labels=labels, label_ids=ids)
+    elif overrides.labels is not None and overrides.labels != recipe.labels:
+        recipe = replace(recipe, labels=overrides.labels, label_ids=())
+    return recipe
+
+
+def spread(values: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
+    """One value serves all channels; otherwise there must be one each."""
+    if len(values) not in (1, channels):
+        raise RecipeError(f"{what}: expected 1 or {channels} values, got {len(values)}")
+    return values * channels if len(values) == 1 else values
+
+
+def read_labels(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids and names from a text file, one class per line in index order.
+
+    A line is ``name``, or ``id<TAB>name`` on every line (then ids has one per class, else none).
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: there is no such label file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a readable UTF-8 text file ({error})") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines or not all(line.strip() for line in lines):
+        raise RecipeError(f"{path}: expected one label per line, found empty lines or nothing")
+    if all("\t" in line for line in lines):
+        ids, names = zip(*(line.strip().split("\t", 1) for line in lines), strict=True)
+        return tuple(ids), tuple(names)
+    return (), tuple(line.strip() for line in lines)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read one TOML file; whatever is wrong is an error with the file, the key and the remedy."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: there is no such recipe") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+    top = Table(data, path)
+    task = top.choice("task", TASKS, "classify")
+    model = top.table("model")
+    labels = top.table("labels", required=False)
+    ids, names = _labels(labels)
+    recipe = Recipe(
+        name=path.stem,
+        summary=top.text("summary", ""),
+        task=task,
+        source=_source(model),
+        options=model.mapping("options"),
+        preparation=_preparation(top.table("input")),
+        decoding=_decoding(top.table("output", required=False), task),
+        labels=names,
+        label_ids=ids,
+        weights={
+            name: _weights(section) for name, section in top.tables("weights", required=False)
+        },
+        calibration=_calibration(top.table("calibration", required=False)),
+        train=top.mapping("train"),
+        path=path.resolve(),
+    )
+    model.done()
+    top.done()
+    return recipe
+
+
+def _source(model: Table) -> str:
+    source = model.text("source")
+    if source.endswith(".pt2"):
+        return str(model.file("source"))
+    if ":" not in source:
+        try:
+            return models.resolve(source)
+        except RecipeError as error:
+            raise model.error("source", str(error)) from error
+    return source
+
+
+def _labels(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names = table.strings("names", ())
+    if not table.has("file"):
+        table.done()
+        return (), names
+    if names:
+        raise table.error("file", "give either names or file, not both")
+    read = read_labels(table.file("file"))
+    table.done()
+    return read
+
+
+def _preparation(table: Table) -> Preparation:
+    size = table.sizes("size")
+    blank = Preparation(*size)
+    color = table.text("color", blank.color)
+    channels = 1 if color == "gray" else 3
+
+    def values(key: str, default: float) -> tuple[float, ...]:
+        try:
+            return spread(table.floats(key, (default,)), channels, key)
+        except RecipeError as error:
+            raise table.error(key, str(error)) from error
+
+    preparation = Preparation(
+        height=size[0],
+        width=size[1],
+        color=color,
+        fit=table.text("fit", blank.fit),
+        resize=table.integer("resize", None),
+        interpolation=table.text("interpolation", blank.interpolation),
+        crop_rounding=table.text("crop_rounding", blank.crop_rounding),
+        pad_value=table.integer("pad_value", blank.pad_value) or 0,
+        pad_position=table.text("pad_position", blank.pad_position),
+        divisor=table.number("divisor", blank.divisor),
+        mean=values("mean", 0.0),
+        std=values("std", 1.0),
+    )
+    table.done()
+    try:
+        check_preparation(preparation)
+    except SpecError as error:
+        raise RecipeError(f"{table.path}: [{table.name}]: {error}") from error
+    return preparation
+
+
+def _decoding(table: Table, task: str) -> Decoding:
+    kind = table.choice("decode", DECODINGS[task], DECODINGS[task][0])
+    table.done()
+    return Decoding(kind)
+
+
+def _calibration(table: Table) -> Calibration:
+    default = Calibration()
+    calibration = Calibration(
+        pictures=table.integer("pictures", default.pictures) or 0,
+        seed=table.integer("seed", default.seed) or 0,
+    )
+    table.done()
+    return calibration
+
+
+def _weights(table: Table) -> WeightsSource:
+    kinds = [key for key in ("url", "file", "recipe") if table.has(key)]
+    if len(kinds) != 1:
+        raise table.error("url", f"expected one of url, file, recipe; got {kinds or 'none'}")
+    sha256 = table.text("sha256", "").lower()
+    if table.has("url") and not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
+        raise table.error("sha256", "expected 8 to 64 hex digits: a download is never taken on trust")
+    source = WeightsSource(
+        licence=table.text("licence", ""),
+        url=table.text("url", ""),
+        sha256=sha256,
+        file=table.file("file") if table.has("file") else None,
+        recipe=table.text("recipe", ""),
+        top1=table.number("top1", None) if table.has("top1") else None,
+        source=table.text("source", ""),
+    )
+    table.done()
+    return source

@@ -1,0 +1,1 @@
+"""Timing, memory, comparison and the records of them. NumPy only."""

@@ -1,0 +1,83 @@
+"""How far two sets of output tensors are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecv.errors import CheckFailed
+
+# Allowed max_rel of an FP32 file against its FP32 parent. Two correct FP32 programs differ by the
+# order of their sums: unit roundoff 6e-8 times the square root of the terms summed along the
+# net's depth (about 1e5 for MobileNetV2) is 2e-5 of the largest value; measured are 1e-6 to 5e-6.
+FP32_MAX_REL = 1e-4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``max_abs``: largest absolute difference; ``max_rel``: that over the largest |reference|;
+    ``cosine``: the worst row's cosine similarity; ``sqnr_db``: signal to quantization noise, dB
+    (None: no difference at all)."""
+
+    max_abs: float
+    max_rel: float
+    cosine: float
+    sqnr_db: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+def compare(
+    candidate: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]
+) -> Comparison:
+    """Compare tensors of the same names, ``[N, ...]`` each; the worst output counts.
+
+    Other names, shapes, or values that are NaN or infinite are a
+    :class:`~edgecv.errors.CheckFailed`: no figure describes them.
+    """
+    if candidate.keys() != reference.keys():
+        raise CheckFailed(f"outputs differ: {list(candidate)} against {list(reference)}")
+    worst = [_compare_one(name, candidate[name], reference[name]) for name in reference]
+    ratios = [w.sqnr_db for w in worst if w.sqnr_db is not None]
+    return Comparison(
+        max_abs=max(w.max_abs for w in worst),
+        max_rel=max(w.max_rel for w in worst),
+        cosine=min(w.cosine for w in worst),
+        sqnr_db=min(ratios) if ratios else None,
+    )
+
+
+def _compare_one(
+    name: str, candidate: NDArray[np.generic], reference: NDArray[np.generic]
+) -> Comparison:
+    if candidate.shape != reference.shape:
+        raise CheckFailed(
+            f"output {name!r}: shape {list(candidate.shape)} against {list(reference.shape)}"
+        )
+    a = candidate.astype(np.float64).reshape(len(candidate), -1)
+    b = reference.astype(np.float64).reshape(len(reference), -1)
+    for side, values in (("candidate", a), ("reference", b)):
+        if not np.isfinite(values).all():
+            raise CheckFailed(f"output {name!r}: the {side} has NaN or infinite values")
+    difference = a - b
+    max_abs = float(np.abs(difference).max(initial=0.0))
+    largest = float(np.abs(b).max(initial=0.0))
+    noise, signal = float(np.square(difference).sum()), float(np.square(b).sum())
+    return Comparison(
+        max_abs=max_abs,
+        max_rel=max_abs / largest if largest else (math.inf if max_abs else 0.0),
+        cosine=float(_cosine(a, b).min(initial=1.0)),
+        sqnr_db=None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
+    )
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = (np.abs(a).max(1, initial=0) == 0) & (np.abs(b).max(1, initial=0) == 0)
+    dots = (a * b).sum(1) / np.where(norms == 0, 1.0, norms)
+    return np.where(both_zero, 1.0, np.minimum(dots, 1.0))

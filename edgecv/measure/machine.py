@@ -1,0 +1,97 @@
+"""What this machine is: the part of a record that makes two figures comparable."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgecv.runtimes.base import physical_cores
+
+# What the kernels of the runtimes ask for, as /proc/cpuinfo spells it (x86, then ARM)
+SIMD = (
+    "sse4_2", "avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8",
+    "asimd", "asimddp", "i8mm", "fphp", "bf16",
+)  # fmt: skip
+PACKAGES = (
+    "edgecv", "numpy", "Pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+    "tensorrt-rtx", "torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "opencv-python-headless",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Machine, system and versions; what cannot be read is absent."""
+    found: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "architecture": platform.machine(),
+        "physical_cores": physical_cores(),
+        "logical_cores": os.cpu_count(),
+        "simd": list(simd_flags()),
+        "memory_mb": memory_kb("MemTotal") and round((memory_kb("MemTotal") or 0) / 1000),
+        "swap_mb": None if memory_kb("SwapTotal") is None else (memory_kb("SwapTotal") or 0) // 1000,
+        "governor": governor(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": installed(),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that matter here and are installed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def cpu_model() -> str:
+    for key in ("model name", "Model", "Hardware"):
+        if value := _cpuinfo(key):
+            return value
+    return platform.processor() or "unknown"
+
+
+def simd_flags() -> tuple[str, ...]:
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+    return tuple(flag for flag in SIMD if flag in flags)
+
+
+def governor() -> str | None:
+    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def memory_kb(key: str) -> int | None:
+    """An entry of /proc/meminfo in KiB."""
+    for line in (_read("/proc/meminfo") or "").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    return None
+
+
+def gpu_devices() -> list[str]:
+    """NVIDIA device nodes; empty where there is no driver, whatever hardware there is."""
+    if sys.platform != "linux":
+        return []
+    return sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _cpuinfo(key: str) -> str | None:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,70 @@
+"""The self-test inside a model file: inputs by seed, and the answers that belong to them.
+
+It proves a file on the machine at hand, with no reference, no pictures and no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecv.errors import SpecError
+from edgecv.measure.seeded import seeded_pictures
+from edgecv.model import Model
+from edgecv.preprocess import normalize
+from edgecv.spec import ModelSpec, Preparation
+
+SEED = 20_240
+COUNT = 3  # one picture of each block size
+MAX_VALUES = 4096  # of each output and picture, evenly spaced: keeps the contract small
+
+
+def inputs(preparation: Preparation, seed: int, count: int) -> NDArray[np.float32]:
+    """The prepared batch ``[count, C, H, W]`` of a self-test."""
+    p = preparation
+    return normalize(seeded_pictures(seed, count, p.height, p.width, p.channels), p)
+
+
+def record(
+    outputs: Mapping[str, NDArray[Any]], max_rel: float, seed: int = SEED
+) -> dict[str, Any]:
+    """The JSON form of a self-test with the expected ``outputs`` ``{name: [COUNT, ...]}``."""
+    expected = {}
+    for name, values in outputs.items():
+        kept = _thin(values).astype("<f4")
+        expected[name] = {
+            "shape": list(kept.shape),
+            "float32": base64.b64encode(kept.tobytes()).decode(),
+        }
+    return {"seed": seed, "count": COUNT, "max_rel": max_rel, "outputs": expected}
+
+
+def expected_outputs(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+    """The answers that the contract of ``spec`` holds, ``{name: [count, values]}``."""
+    outputs = {}
+    try:
+        for name, entry in spec.self_test["outputs"].items():
+            data = base64.b64decode(entry["float32"], validate=True)
+            outputs[name] = np.frombuffer(data, "<f4").reshape(entry["shape"])
+        if not isinstance(spec.self_test["seed"], int) or not outputs:
+            raise ValueError("no seed or no outputs")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SpecError(f"{spec.name}: the self-test in the file is damaged ({error})") from error
+    return outputs
+
+
+def run(model: Model) -> dict[str, NDArray[Any]]:
+    """What ``model`` answers to its own self-test, thinned as the recorded answers are."""
+    test = model.spec.self_test
+    batch = inputs(model.spec.preparation, test["seed"], test["count"])
+    return {name: _thin(values) for name, values in model.infer(batch).items()}
+
+
+def _thin(values: NDArray[Any]) -> NDArray[Any]:
+    flat = values.reshape(len(values), -1)
+    step = -(-flat.shape[1] // MAX_VALUES)
+    return flat[:, ::step]

@@ -1,0 +1,200 @@
+"""``edgecv export``: recipe + weights -> one ONNX file that carries its contract and its proof."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgecv import __version__
+from edgecv.errors import ExportError
+from edgecv.export.recipe import InputOverrides, Recipe, recipe_for
+from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to_bytes
+from edgecv.export.weights import ResolvedWeights, load_model, resolve
+from edgecv.measure import selftest
+from edgecv.measure.compare import FP32_MAX_REL, Comparison, compare
+from edgecv.model import Model
+from edgecv.runtimes import open_backend
+from edgecv.spec import ModelSpec, TensorSpec, write_spec
+
+PARITY_SEED = 7  # not the seed of the self-test, nor anything that the tracer saw
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written and how far it is from PyTorch."""
+
+    path: Path
+    spec: ModelSpec
+    opset: int
+    size_bytes: int
+    weights: ResolvedWeights
+    nodes: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "precision": self.spec.precision,
+            "target": self.spec.target,
+            "opset": self.opset,
+            "size_bytes": self.size_bytes,
+            "parity": dict(self.spec.parity),
+            "nodes": self.nodes,
+            "weights": {
+                "origin": self.weights.origin,
+                "sha256": self.weights.sha256,
+                "licence": self.weights.licence,
+            },
+            "preparation": self.spec.preparation.describe(),
+        }
+
+
+def export(
+    name: str,
+    *,
+    weights: str = "auto",
+    overrides: InputOverrides | None = None,
+    opset: int = DEFAULT_OPSET,
+    batch: int | None = 1,
+    output: str | os.PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> ExportResult:
+    """Export ``name`` (a recipe, a recipe file, or a model source) to an ONNX file.
+
+    ``batch`` is a fixed size, or ``None`` for a dynamic one. ``output`` defaults to the recipe's
+    name in the current folder. The file is compared with PyTorch before it gets its name: where
+    the logits differ by more than :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest,
+    nothing is written and :class:`~edgecv.errors.ExportError` is raised.
+    """
+    recipe = recipe_for(name, overrides)
+    resolved = resolve(recipe, weights, progress)
+    if resolved.warning:
+        warn(resolved.warning)
+    if resolved.recipe is not recipe and overrides is not None and overrides.to_dict():
+        warn(
+            f"the input flags are ignored: the bundled weights were trained with the preparation "
+            f"of {resolved.recipe.name}"
+        )
+        overrides = None
+    recipe = resolved.recipe
+    progress("building the net", 1, 4)
+    model = load_model(resolved)
+    p = recipe.preparation
+    progress("exporting", 2, 4)
+    graph = export_module(model, (p.channels, p.height, p.width), batch=batch, opset=opset)
+    data = to_bytes(graph)
+    nodes: dict[str, int] = {}
+    for node in graph.graph:
+        nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
+    spec = _contract(recipe, resolved, overrides, graph.graph.outputs[0], model, batch, opset)
+    path = Path(output) if output is not None else Path(f"{recipe.name}.onnx")
+    progress("proving parity", 3, 4)
+    spec = replace(spec, parity=_prove(data, spec, model))
+    write_spec(data, spec, path)
+    progress("proving parity", 4, 4)
+    return ExportResult(path, spec, opset, path.stat().st_size, resolved, nodes)
+
+
+def _contract(
+    recipe: Recipe,
+    weights: ResolvedWeights,
+    overrides: InputOverrides | None,
+    output: Any,
+    model: nn.Module,
+    batch: int | None,
+    opset: int,
+) -> ModelSpec:
+    p = recipe.preparation
+    size: int | str = BATCH if batch is None else batch
+    shape = tuple(d if isinstance(d, int) else BATCH for d in output.shape)
+    labels = recipe.labels or tuple(f"class {i}" for i in range(int(shape[-1])))
+    expected = torch_outputs(model, selftest.inputs(p, selftest.SEED, selftest.COUNT), output.name)
+    return ModelSpec(
+        name=recipe.name,
+        task=recipe.task,
+        inputs=(TensorSpec(INPUT, (size, p.channels, p.height, p.width)),),
+        outputs=(TensorSpec(output.name, shape),),
+        preparation=p,
+        decoding=recipe.decoding,
+        labels=labels,
+        label_ids=recipe.label_ids,
+        provenance={
+            "model": recipe.source,
+            "recipe": recipe.name,
+            "input_flags": overrides.to_dict() if overrides else {},
+            "weights": {
+                "origin": weights.origin,
+                "file": weights.path.name if weights.path else None,
+                "sha256": weights.sha256,
+                "licence": weights.licence,
+            },
+            "opset": opset,
+            "tools": {"edgecv": __version__, **_versions()},
+        },
+        self_test=selftest.record(expected, FP32_MAX_REL),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {tool: importlib.metadata.version(tool) for tool in TOOLS}
+
+
+def torch_outputs(
+    model: nn.Module, batch: NDArray[np.float32], name: str
+) -> dict[str, NDArray[np.float32]]:
+    """The net's answer to a prepared batch ``[N, C, H, W]``, under the ONNX output's name."""
+    with torch.inference_mode():
+        out = model(torch.from_numpy(batch))
+    if not isinstance(out, torch.Tensor):
+        raise ExportError(f"expected the model to return one tensor, got {type(out).__name__}")
+    return {name: out.numpy()}
+
+
+def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
+    """Compare the finished bytes with PyTorch in onnxruntime, at batch 1 and 3."""
+    sizes = (1, 3) if isinstance(spec.inputs[0].shape[0], str) else (spec.inputs[0].shape[0],)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        path = Path(folder) / "candidate.onnx"
+        write_spec(data, spec, path)
+        with Model(spec, open_backend("onnxruntime", path)) as candidate:
+            for index, size in enumerate(sizes):
+                batch = selftest.inputs(spec.preparation, PARITY_SEED + index, int(size))
+                reference = torch_outputs(model, batch, spec.outputs[0].name)
+                results.append(compare(candidate.infer(batch), reference))
+            version = candidate.info.version
+    worst = _worst(results)
+    if worst.max_rel > FP32_MAX_REL:
+        raise ExportError(
+            f"the ONNX graph does not compute what PyTorch does: the outputs differ by "
+            f"{worst.max_rel:.2e} of the largest value (allowed {FP32_MAX_REL:g}); nothing was "
+            f"written"
+        )
+    return {
+        **worst.to_dict(),
+        "reference": f"torch {torch.__version__}",
+        "runtime": f"onnxruntime {version}",
+        "batches": [int(size) for size in sizes],
+        "tolerance_max_rel": FP32_MAX_REL,
+    }
+
+
+def _worst(results: list[Comparison]) -> Comparison:
+    ratios = [r.sqnr_db for r in results if r.sqnr_db is not None]
+    return Comparison(
+        max_abs=max(r.max_abs for r in results),
+        max_rel=max(r.max_rel for r in results),
+        cosine=min(r.cosine for r in results),
+        sqnr_db=min(ratios) if ratios else None,
+    )

@@ -1,0 +1,98 @@
+"""``edgecv predict``: answers for files and folders, in their order, nothing skipped silently."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from edgecv.errors import InputError
+from edgecv.files import atomic_write
+from edgecv.model import Model
+from edgecv.preprocess import list_pictures, open_picture
+from edgecv.results import Classification
+from edgecv.workflows.stream import prepared_chunks
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of one picture: a ``result``, or the ``error`` that kept it from being read."""
+
+    source: Path
+    result: Classification | None
+    error: InputError | None = None
+
+
+def find_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Files as they are named, folders as the pictures under them; an empty folder is an error."""
+    found: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            pictures = list_pictures(source)
+            if not pictures:
+                raise InputError(f"{source}: there are no pictures in this folder")
+            found += pictures
+        else:
+            found.append(source)
+    return found
+
+
+def predict(
+    model: Model,
+    sources: Sequence[Path],
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Iterator[Prediction]:
+    """One :class:`Prediction` per source, in order; a broken picture does not stop the others."""
+    done = 0
+    for batch, errors in prepared_chunks(sources, model.spec.preparation):
+        answers = iter(model.decode(model.infer(batch)) if len(batch) else [])
+        for error in errors:
+            result = None if error is not None else next(answers)
+            yield Prediction(sources[done], result, error)
+            done += 1
+        progress("pictures", done, len(sources))
+
+
+def saved_names(sources: Sequence[Path]) -> list[str]:
+    """A file name for each source's drawing; equal names from different folders get a number."""
+    seen: dict[str, int] = {}
+    names = []
+    for source in sources:
+        suffix = source.suffix if source.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
+        count = seen[source.name] = seen.get(source.name, -1) + 1
+        names.append(f"{source.stem}{f'-{count}' if count else ''}{suffix}")
+    return names
+
+
+def save_drawn(prediction: Prediction, folder: Path, name: str) -> Path:
+    """The picture with its answer written under it, as ``folder/name``.
+
+    The text stands on a bar of its own below the picture, so that no background hides it.
+    """
+    if prediction.result is None:
+        raise InputError(f"{prediction.source}: there is no answer to draw")
+    picture = open_picture(prediction.source)
+    size = max(12, picture.width // 28)
+    lines = [f"{c.label}  {c.probability:.1%}" for c in prediction.result.top(3)]
+    font = _font(size)
+    line_height = round(size * 1.4)
+    canvas = Image.new("RGB", (picture.width, picture.height + line_height * len(lines) + size), "black")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    for index, line in enumerate(lines):
+        y = picture.height + size // 2 + index * line_height
+        draw.text((size // 2, y), line, fill="white" if index == 0 else "#b0b0b0", font=font)
+    path = folder / name
+    with atomic_write(path) as file:
+        canvas.save(file, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+    return path
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has one size only
+        return ImageFont.load_default()
