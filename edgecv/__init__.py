@@ -2,7 +2,7 @@
 
 >>> model = edgecv.load("mobilenetv2.onnx")          # doctest: +SKIP
 >>> model("cat.jpg").best                            # doctest: +SKIP
-Class(index=3, label='cat', probability=0.98)
+Class(id=3, label='cat', probability=0.98)
 
 Running a model needs NumPy, Pillow and one runtime. What needs torch or onnx (``export``) is
 imported when it is first used, not before.

@@ -39,8 +39,13 @@ class Model:
         return self.runtime.info
 
     @overload
-    def __call__(
-        self, pictures: Picture, *, color: str = ..., conf: float | None = ..., iou: float | None = ...
+    def __call__(  # type: ignore[overload-overlap]  # a str is a Sequence[str] to mypy
+        self,
+        pictures: Picture,
+        *,
+        color: str = ...,
+        conf: float | None = ...,
+        iou: float | None = ...,
     ) -> Classification: ...
     @overload
     def __call__(

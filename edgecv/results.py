@@ -12,9 +12,9 @@ from edgecv.errors import RuntimeFailure
 
 
 class Class(NamedTuple):
-    """One class of a classification."""
+    """One class of a classification: ``id`` is its index among the labels."""
 
-    index: int
+    id: int
     label: str
     probability: float
 

@@ -43,24 +43,22 @@ def command(
         )
     env = report.environment
     out.say(f"{env['cpu']}, {env['physical_cores']} cores, {', '.join(env['simd']) or 'no SIMD'}")
-    rows = [
-        [
-            record["model"],
-            record["backend"],
-            record["compute_precision"],
-            record["threads"],
-            record["batch"],
-            *(_ms(record["latency_ms"].get(p)) for p in ("p50", "p90", "p99")),
-            _ms(record["end_to_end_ms"].get("p50")),
-            f"{record['throughput']:.1f}",
-            f"{record['load_ms']:.0f}",
-            f"{record['peak_rss_mb']:.0f}" if "peak_rss_mb" in record else "-",
-        ]
-        for record in report.records
-    ]
-    columns = ["model", "backend", "in", "threads", "batch", "p50 ms", "p90 ms", "p99 ms"]
-    if rows:
-        out.table([*columns, "640x480 p50 ms", "pictures/s", "load ms", "peak MB"], rows)
+    for record in report.records:
+        latency, whole = record["latency_ms"], record["end_to_end_ms"]
+        peak = record.get("peak_rss_mb")
+        out.pairs(
+            {
+                "ran on": f"{record['backend']} {record['backend_version']}, "
+                f"{record['compute_precision']}, {record['threads']} threads, batch "
+                f"{record['batch']}",
+                "inference": f"{_ms(latency)} ({record['count']} runs)",
+                "640x480 array to answer": _ms(whole),
+                "throughput": f"{record['throughput']:.1f} pictures/s",
+                "load": f"{record['load_ms']:.0f} ms, first run {record['first_run_ms']:.1f} ms",
+                "peak memory": "not known here" if peak is None else f"{peak:.0f} MB",
+            },
+            f"{record['model']} ({record['scenario']})",
+        )
     if report.partial:
         out.warn("interrupted: this is what had been measured by then")
     data = report.to_dict()
@@ -72,5 +70,5 @@ def command(
     report.raise_failures()
 
 
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _ms(percentiles: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in percentiles.items()) + " ms"

@@ -32,7 +32,9 @@ def command(
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of 0 to 1.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
     batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Pictures per run.")] = "1",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a PyTorch model to an ONNX file that carries its contract, parity proven."""

@@ -18,7 +18,14 @@ def command(as_json: JsonOption = False) -> None:
         accuracy = ", ".join(f"{top1:.2%} ({name})" for name, top1 in published.items())
         size = f"{p.width}x{p.height}"
         rows.append(
-            [recipe.name, recipe.summary, size, len(recipe.labels), ", ".join(recipe.weights), accuracy]
+            [
+                recipe.name,
+                recipe.summary,
+                size,
+                len(recipe.labels),
+                ", ".join(recipe.weights),
+                accuracy,
+            ]
         )
         data.append(
             {

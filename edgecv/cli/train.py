@@ -16,7 +16,9 @@ def command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("run"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path(
+        "run"
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe's model; a run that was interrupted is continued."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def read_folder(
     return LabelledFolder(tuple(pictures), np.asarray(truth, np.int64))
 
 
-def topk_hits(scores: NDArray[np.generic], classes: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+def topk_hits(scores: NDArray[Any], classes: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
     """Whether each row's class is among its ``k`` highest scores ``[N, C]``; of equals the lower
     index ranks first."""
     rows = np.arange(len(classes))
@@ -114,6 +115,6 @@ def _key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-def agreement(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+def agreement(a: NDArray[Any], b: NDArray[Any]) -> float:
     """The share of rows of two score tables ``[N, C]`` with the same best class."""
     return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))

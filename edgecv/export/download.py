@@ -72,7 +72,9 @@ def fetch(url: str, sha256: str, progress: Progress = lambda what, done, total: 
                     f"is not used: the server, or something between, gave another file; {remedy}"
                 )
     except urllib.error.HTTPError as error:
-        raise WeightsError(f"{url}: the server answered {error.code} {error.reason}; {remedy}") from error
+        raise WeightsError(
+            f"{url}: the server answered {error.code} {error.reason}; {remedy}"
+        ) from error
     except (TimeoutError, urllib.error.URLError, HTTPException, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         what = "took too long" if isinstance(reason, TimeoutError) else f"failed ({reason})"
@@ -84,7 +86,7 @@ def fetch(url: str, sha256: str, progress: Progress = lambda what, done, total: 
 
 def _open(url: str) -> HTTPResponse:
     request = urllib.request.Request(url, headers={"User-Agent": "edgecv"})
-    response: HTTPResponse = urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT)  # noqa: S310
+    response: HTTPResponse = urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT)
     raw = getattr(response.fp, "raw", None)
     connection = getattr(raw, "_sock", None)
     if isinstance(connection, socket.socket):

@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where one named set of weights comes from: a URL, a file, or another recipe's bundled ones."""
+    """Where one set of weights comes from: a URL, a file, or another recipe's bundled ones."""
 
     licence: str = ""
     url: str = ""
@@ -330,7 +330,9 @@ def _weights(table: Table) -> WeightsSource:
         raise table.error("url", f"expected one of url, file, recipe; got {kinds or 'none'}")
     sha256 = table.text("sha256", "").lower()
     if table.has("url") and not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
-        raise table.error("sha256", "expected 8 to 64 hex digits: a download is never taken on trust")
+        raise table.error(
+            "sha256", "expected 8 to 64 hex digits: a download is never taken on trust"
+        )
     source = WeightsSource(
         licence=table.text("licence", ""),
         url=table.text("url", ""),

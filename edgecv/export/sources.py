@@ -1,4 +1,4 @@
-"""Where a model's architecture comes from: the zoo, a user's factory, timm, torchvision, a program."""
+"""Where an architecture comes from: the zoo, a factory, timm, torchvision, a saved program."""
 
 from __future__ import annotations
 
@@ -106,7 +106,10 @@ def _library(name: str) -> Any:
     try:
         module = importlib.import_module(name)
         importlib.import_module(f"{name}.models")
-    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside a foreign torch
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # torchvision raises RuntimeError beside a foreign torch
         raise RecipeError(
             f"{name}:... needs the package {name}, which does not import here ({error}); install "
             f"the {name} that belongs to torch {torch.__version__}"
@@ -130,9 +133,7 @@ def _user_factory(module: str, attribute: str, folder: Path) -> Callable[..., An
             ) from error
     factory = getattr(found, attribute, None)
     if not callable(factory):
-        raise RecipeError(
-            f"{module}:{attribute}: {found.__file__} has no function {attribute!r}"
-        )
+        raise RecipeError(f"{module}:{attribute}: {found.__file__} has no function {attribute!r}")
     result: Callable[..., Any] = factory
     return result
 

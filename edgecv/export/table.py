@@ -1,15 +1,14 @@
-"""Typed access to a TOML table: each error names the file, the key, what was expected and what came."""
+"""Typed access to a TOML table: errors name the file, the key, what was expected, what came."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from edgecv.errors import RecipeError
 
-T = TypeVar("T")
 _REQUIRED: Any = object()
 
 
@@ -29,7 +28,8 @@ class Table:
         return key in self.data
 
     def text(self, key: str, default: str = _REQUIRED) -> str:
-        return self._get(key, str, "a string", default)
+        value: str = self._get(key, str, "a string", default)
+        return value
 
     def choice(self, key: str, allowed: Sequence[str], default: str) -> str:
         value = self.text(key, default)
@@ -38,7 +38,7 @@ class Table:
         return value
 
     def integer(self, key: str, default: int | None = _REQUIRED) -> int | None:
-        value = self._get(key, int, "a whole number", default)
+        value: int | None = self._get(key, int, "a whole number", default)
         return value
 
     def number(self, key: str, default: float | None = _REQUIRED) -> Any:

@@ -236,7 +236,9 @@ def load_model(weights: ResolvedWeights) -> nn.Module:
         return build(recipe.source, None, {}, recipe.folder).eval()
     if weights.path is None:
         torch.manual_seed(0)  # the same command writes the same file
-        return build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder).eval()
+        return build(
+            recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder
+        ).eval()
     state = read_state_dict(weights.path)
     classes = num_classes_of(recipe, state)
     if classes is not None and classes != len(recipe.labels):

@@ -20,7 +20,8 @@ def simplify(model: ir.Model) -> ir.Model:
     simplified, checked = onnxsim.simplify(proto)
     if not checked:
         raise ExportError("onnxsim changed what the graph computes; its result is not used")
-    return ir.from_proto(simplified)
+    result: ir.Model = ir.from_proto(simplified)
+    return result
 
 
 def tidy(model: ir.Model) -> None:

@@ -59,7 +59,8 @@ def _to_pool(graph: ir.Graph, node: ir.Node) -> None:
         _replace(graph, node, pool)
         return
     graph.insert_before(node, pool)
-    assert source is not None and source.shape is not None  # _is_spatial looked
+    assert source is not None  # _is_spatial looked
+    assert source.shape is not None
     pool.outputs[0].type = source.type
     pool.outputs[0].shape = ir.Shape([source.shape[0], source.shape[1], 1, 1])
     _replace(graph, node, ir.node("Flatten", [pool.outputs[0]], {"axis": 1}))

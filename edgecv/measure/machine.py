@@ -30,8 +30,8 @@ def environment() -> dict[str, Any]:
         "physical_cores": physical_cores(),
         "logical_cores": os.cpu_count(),
         "simd": list(simd_flags()),
-        "memory_mb": memory_kb("MemTotal") and round((memory_kb("MemTotal") or 0) / 1000),
-        "swap_mb": None if memory_kb("SwapTotal") is None else (memory_kb("SwapTotal") or 0) // 1000,
+        "memory_mb": memory_mb("MemTotal"),
+        "swap_mb": memory_mb("SwapTotal"),
         "governor": governor(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -67,11 +67,11 @@ def governor() -> str | None:
     return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def memory_kb(key: str) -> int | None:
-    """An entry of /proc/meminfo in KiB."""
+def memory_mb(key: str) -> int | None:
+    """An entry of /proc/meminfo, in MB (10^6 bytes)."""
     for line in (_read("/proc/meminfo") or "").splitlines():
         if line.startswith(f"{key}:"):
-            return int(line.split()[1])
+            return int(line.split()[1]) * 1024 // 1_000_000
     return None
 
 

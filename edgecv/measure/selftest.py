@@ -29,9 +29,7 @@ def inputs(preparation: Preparation, seed: int, count: int) -> NDArray[np.float3
     return normalize(seeded_pictures(seed, count, p.height, p.width, p.channels), p)
 
 
-def record(
-    outputs: Mapping[str, NDArray[Any]], max_rel: float, seed: int = SEED
-) -> dict[str, Any]:
+def record(outputs: Mapping[str, NDArray[Any]], max_rel: float, seed: int = SEED) -> dict[str, Any]:
     """The JSON form of a self-test with the expected ``outputs`` ``{name: [COUNT, ...]}``."""
     expected = {}
     for name, values in outputs.items():

@@ -29,9 +29,7 @@ def classifications(
     ``kind`` is the contract's decoding: ``logits`` (a softmax is due) or ``probabilities``.
     """
     if scores.ndim != 2 or scores.shape[1] != len(labels):
-        raise RuntimeFailure(
-            f"expected class scores [N, {len(labels)}], got {list(scores.shape)}"
-        )
+        raise RuntimeFailure(f"expected class scores [N, {len(labels)}], got {list(scores.shape)}")
     if not np.isfinite(scores).all():
         raise RuntimeFailure("the model's class scores are NaN or infinite: its file is damaged")
     probabilities = softmax(scores) if kind == "logits" else scores.astype(np.float32)

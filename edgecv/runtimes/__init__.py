@@ -75,7 +75,7 @@ def open_backend(
         found = backend_class(name)
         _require_usable(found.name, found.probe())
         return found(path, options)
-    reasons = []
+    reasons: list[str] = []
     for candidate in AUTO_ORDER:
         found = backend_class(candidate)
         probe = found.probe()

@@ -142,7 +142,7 @@ class Backend(ABC):
 
     @final
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model on ``{input name: C-contiguous array}``; new arrays ``{output name: array}``.
+        """Run the model on ``{input: C-contiguous array}``; gives new arrays ``{output: array}``.
 
         Raises :class:`~edgecv.errors.FeedError` when the feeds do not match ``inputs``, and
         :class:`~edgecv.errors.RuntimeFailure` when the runtime fails or is closed.
@@ -201,8 +201,9 @@ class Backend(ABC):
         symbols: dict[str, int] = {}
         for name, array in feeds.items():
             dtype, tensor = self._expected[name]
-            if not isinstance(array, np.ndarray):
-                raise self._feed_error(tensor, f"a {type(array).__name__}; pass a NumPy array")
+            given: object = array  # the annotation says an array, callers may not
+            if not isinstance(given, np.ndarray):
+                raise self._feed_error(tensor, f"a {type(given).__name__}; pass a NumPy array")
             if array.dtype != dtype:
                 raise self._feed_error(
                     tensor, f"{array.dtype} {list(array.shape)}; convert it: array.astype({dtype})"

@@ -10,7 +10,7 @@ from edgecv.runtimes.base import Array, Backend, Opened, Probe, RuntimeInfo
 from edgecv.spec import TensorSpec
 
 if TYPE_CHECKING:
-    import onnxruntime
+    pass
 
 # ONNX Runtime's names of tensor types -> NumPy's
 DTYPES = {

@@ -17,7 +17,8 @@ def is_folded(model: nn.Module) -> bool:
     """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return bool(norms) and all(
-        torch.all(_buffer(m.running_mean) == 0).item() and torch.all(_buffer(m.running_var) == 1).item()
+        torch.all(_buffer(m.running_mean) == 0).item()
+        and torch.all(_buffer(m.running_var) == 1).item()
         for m in norms
     )
 
@@ -55,7 +56,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         var = (sums[norm][1] / counts[norm] - mean.square()).clamp_min(0)
         old_mean, old_var = _buffer(norm.running_mean).double(), _buffer(norm.running_var).double()
         scale = norm.weight.double() / (old_var + norm.eps).sqrt()
-        norm.bias += (scale * (mean - old_mean)).float()
+        norm.bias.add_((scale * (mean - old_mean)).float())
         norm.weight.copy_(scale * (var + norm.eps).sqrt())
         _buffer(norm.running_mean).copy_(mean)
         _buffer(norm.running_var).copy_(var)

@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -42,7 +43,9 @@ def load_pictures(
     """
     entries = sorted(_entries(source), key=lambda entry: entry[0].as_posix())
     if not entries:
-        raise InputError(f"{source}: no pictures in it; expected CLASS/picture.jpg, one folder each")
+        raise InputError(
+            f"{source}: no pictures in it; expected CLASS/picture.jpg, one folder each"
+        )
     classes = tuple(sorted({path.parent.name for path, _ in entries}))
     if len(classes) < 2 or "" in classes:
         raise InputError(
@@ -50,7 +53,7 @@ def load_pictures(
         )
     pixels = np.empty((len(entries), preparation.height, preparation.width, 3), np.uint8)
     index = {name: i for i, name in enumerate(classes)}
-    for i, (path, read) in enumerate(entries):
+    for i, (_, read) in enumerate(entries):
         pixels[i] = fit_pixels(read(), preparation)[0]
         if i % 500 == 0 or i + 1 == len(entries):
             progress(i + 1, len(entries))
@@ -60,10 +63,12 @@ def load_pictures(
 
 def _entries(source: Path) -> Iterator[tuple[PurePosixPath, Callable[[], Image.Image]]]:
     if source.is_dir():
-        for path in source.rglob("*"):
-            if path.suffix.lower() in PICTURE_SUFFIXES:
-                relative = PurePosixPath(path.relative_to(source).as_posix())
-                yield relative, lambda path=path: open_picture(path)  # type: ignore[misc]
+        for found in source.rglob("*"):
+            if found.suffix.lower() in PICTURE_SUFFIXES:
+                yield (
+                    PurePosixPath(found.relative_to(source).as_posix()),
+                    partial(open_picture, found),
+                )
         return
     if not source.is_file():
         raise InputError(f"{source}: there is no such folder or zip file")
@@ -74,12 +79,12 @@ def _entries(source: Path) -> Iterator[tuple[PurePosixPath, Callable[[], Image.I
     for name in archive.namelist():
         path = PurePosixPath(name)
         if path.suffix.lower() in PICTURE_SUFFIXES:
+            yield path, partial(_read_zipped, archive, name)
 
-            def read(name: str = name) -> Image.Image:
-                try:
-                    with Image.open(io.BytesIO(archive.read(name))) as picture:
-                        return to_rgb(picture)
-                except (OSError, SyntaxError, zipfile.BadZipFile) as error:
-                    raise InputError(f"{source}: {name}: broken picture ({error})") from error
 
-            yield path, read
+def _read_zipped(archive: zipfile.ZipFile, name: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(archive.read(name))) as picture:
+            return to_rgb(picture)
+    except (OSError, SyntaxError, zipfile.BadZipFile) as error:
+        raise InputError(f"{archive.filename}: {name}: broken picture ({error})") from error

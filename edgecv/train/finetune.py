@@ -38,6 +38,9 @@ class TrainConfig:
     lr: float = 1e-3
     weight_decay: float = 0.02  # on convolutions and matrices, not on biases and BatchNorm
     warmup_epochs: float = 1.0
+    # after the cosine a second, lower one (warm restart, Loshchilov & Hutter, arXiv:1608.03983)
+    finish_epochs: int = 0
+    finish_lr: float = 4e-4
     label_smoothing: float = 0.1
     shift: int = 8  # pixels: random translation, the border reflected
     flip: bool = True
@@ -48,7 +51,7 @@ def batches(
     data: LabelledPictures, order: Tensor, size: int, preparation: Preparation
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Float batches ``[n, 3, H, W]`` and labels ``[n]``, in ``order``, channels last in memory."""
-    for index in order.split(size):
+    for index in torch.split(order, size):
         yield _normalize(data.pixels[index], preparation), data.labels[index]
 
 
@@ -100,7 +103,7 @@ def train(
     if data.classes != held_out.classes:
         raise InputError(f"classes differ: {data.classes} to train, {held_out.classes} to score")
     torch.use_deterministic_algorithms(True)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
     checkpoint = folder / "checkpoint.pt"
     log = _resume(checkpoint, model, optimizer, config)
@@ -108,7 +111,7 @@ def train(
         order = torch.randperm(len(data.labels), generator=_generator(config.seed, -1))[:2048]
         reestimate(model, (x for x, _ in batches(data, order, 256, preparation)))
     steps = math.ceil(len(data.labels) / config.batch)
-    for epoch in range(len(log), config.epochs):
+    for epoch in range(len(log), config.epochs + config.finish_epochs):
         started = time.monotonic()
         loss = _epoch(model, optimizer, data, preparation, config, epoch, steps, report)
         score = accuracy(model, held_out, preparation)
@@ -143,7 +146,7 @@ def _epoch(
     model.train()
     order = torch.randperm(len(data.labels), generator=generator)
     total = 0.0
-    for step, index in enumerate(order.split(config.batch)):
+    for step, index in enumerate(torch.split(order, config.batch)):
         for group in optimizer.param_groups:
             group["lr"] = _rate(config, epoch * steps + step, steps)
         pixels = augment(data.pixels[index], config, generator)
@@ -155,7 +158,7 @@ def _epoch(
                 f"of the last epoch is kept; try a lower lr than {config.lr}"
             )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.item() * len(index)
         report({"epoch": epoch + 1, "step": step + 1, "steps": steps, "loss": loss.item()})
@@ -163,11 +166,17 @@ def _epoch(
 
 
 def _rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to zero (Loshchilov & Hutter, arXiv:1608.03983)."""
-    warmup = config.warmup_epochs * steps
+    """Linear warm-up, half a cosine down to zero, and a second, lower cosine to finish."""
+    warmup, end = config.warmup_epochs * steps, config.epochs * steps
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (config.epochs * steps - warmup)))
+    if step < end:
+        return config.lr * _half_cosine((step - warmup) / (end - warmup))
+    return config.finish_lr * _half_cosine((step - end) / (config.finish_epochs * steps))
+
+
+def _half_cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

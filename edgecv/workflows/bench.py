@@ -33,7 +33,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """``records`` as the children gave them, in the order of the pairs; ``partial``: interrupted."""
+    """``records`` as the children gave them, in order; ``partial``: it was interrupted."""
 
     environment: dict[str, Any]
     records: tuple[dict[str, Any], ...]

@@ -49,7 +49,9 @@ def _findings(
     found = []
     if not any(probes[name].usable for name in AUTO_ORDER):
         found.append(
-            Finding(True, "no runtime is usable: models cannot run", "pip install 'edgecv[onnxruntime]'")
+            Finding(
+                True, "no runtime is usable: models cannot run", "pip install 'edgecv[onnxruntime]'"
+            )
         )
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         found.append(
@@ -72,7 +74,7 @@ def _findings(
         found.append(
             Finding(
                 False,
-                "a CUDA build of torch is installed, and no NVIDIA GPU is here: gigabytes for nothing",
+                "a CUDA build of torch is installed, and there is no NVIDIA GPU",
                 "install PyTorch's CPU build (see README)",
             )
         )

@@ -79,7 +79,9 @@ def save_drawn(prediction: Prediction, folder: Path, name: str) -> Path:
     lines = [f"{c.label}  {c.probability:.1%}" for c in prediction.result.top(3)]
     font = _font(size)
     line_height = round(size * 1.4)
-    canvas = Image.new("RGB", (picture.width, picture.height + line_height * len(lines) + size), "black")
+    canvas = Image.new(
+        "RGB", (picture.width, picture.height + line_height * len(lines) + size), "black"
+    )
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(lines):

@@ -152,7 +152,5 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _titled(
-    progress: Callable[[str, int, int], None], title: str
-) -> Callable[[int, int], None]:
+def _titled(progress: Callable[[str, int, int], None], title: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(title, done, total)

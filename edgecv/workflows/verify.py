@@ -152,9 +152,7 @@ class _Inputs:
         return cls(paths, f"{len(paths)} pictures of {root}", identity, root)
 
 
-def _self_test(
-    model: Model, min_agreement: float | None, min_cosine: float | None
-) -> Verification:
+def _self_test(model: Model, min_agreement: float | None, min_cosine: float | None) -> Verification:
     spec = model.spec
     if not spec.self_test:
         raise SpecError(f"{spec.name}: the file carries no self-test; name a reference: --against")
@@ -235,7 +233,7 @@ def _torch_reference(
     from edgecv.export.weights import ResolvedWeights, find_by_sha256, load_model, resolve
     from edgecv.workflows.export import torch_outputs
 
-    flags = {
+    flags: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in spec.provenance.get("input_flags", {}).items()
     }
@@ -270,9 +268,7 @@ def _torch_reference(
     )
 
 
-def _write_record(
-    path: Path, outputs: dict[str, Array], reference: str, inputs: _Inputs
-) -> None:
+def _write_record(path: Path, outputs: dict[str, Array], reference: str, inputs: _Inputs) -> None:
     meta = {"format": "edgecv.record", "version": 1, "reference": reference}
     text = json.dumps({**meta, "inputs": inputs.identity}, sort_keys=True)
     arrays = {f"output/{name}": values for name, values in outputs.items()}
