@@ -179,7 +179,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a checkpoint that torch can read") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{path}: a corrupt or cut-off checkpoint ({str(error).splitlines()[0]}); copy or "
+            f"{path}: a corrupt or cut-off checkpoint ({error or type(error).__name__}); copy or "
             f"download it again"
         ) from error
     return _unwrap(loaded, path)
@@ -262,7 +262,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
         if k in state and state[k].shape != own[k].shape
     ]
     name = type(model).__name__
-    if missing and surplus and len(missing) == len(own):
+    if state and not own.keys() & state.keys():
         raise WeightsError(
             f"{where}: these are another architecture's weights: {name} has keys such as "
             f"{_some(list(own))}, the file has {_some(surplus)}"

@@ -17,10 +17,10 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, TypeAlias, final
+from typing import Any, ClassVar, TypeAlias, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,13 +97,36 @@ class Opened:
     info: RuntimeInfo
 
 
-@dataclass
 class _InFlight:
     """How many calls of ``run`` are under way: ``close`` waits for them."""
 
-    condition: threading.Condition = field(default_factory=threading.Condition)
-    count: int = 0
-    closed: bool = False
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._count = 0
+        self._closed = False
+
+    def enter(self) -> bool:
+        """Count one call in; False once closing has begun."""
+        with self._condition:
+            if not self._closed:
+                self._count += 1
+                return True
+            return False
+
+    def leave(self) -> None:
+        with self._condition:
+            self._count -= 1
+            if self._closed:
+                self._condition.notify_all()
+
+    def drain(self) -> bool:
+        """Let nobody in any more and wait for those inside; False if that was done before."""
+        with self._condition:
+            if self._closed:
+                return False
+            self._closed = True
+            self._condition.wait_for(lambda: self._count == 0)
+            return True
 
 
 class Backend(ABC):
@@ -148,32 +171,21 @@ class Backend(ABC):
         :class:`~edgecv.errors.RuntimeFailure` when the runtime fails or is closed.
         """
         self._validate(feeds)
-        state = self._in_flight
-        with state.condition:
-            if state.closed:
-                raise RuntimeFailure(f"{self.path.name}: run() after close(); open the model again")
-            state.count += 1
+        if not self._in_flight.enter():
+            raise RuntimeFailure(f"{self.path.name}: run() after close(); open the model again")
         try:
             if self.concurrent:
                 return self._run(feeds)
             with self._serial:
                 return self._run(feeds)
         finally:
-            with state.condition:
-                state.count -= 1
-                if state.closed:
-                    state.condition.notify_all()
+            self._in_flight.leave()
 
     @final
     def close(self) -> None:
         """Wait for the calls under way, then give everything back. Twice does no harm."""
-        state = self._in_flight
-        with state.condition:
-            if state.closed:
-                return
-            state.closed = True
-            state.condition.wait_for(lambda: state.count == 0)
-        self._close()
+        if self._in_flight.drain():
+            self._close()
 
     def __enter__(self) -> Backend:
         return self
@@ -201,7 +213,7 @@ class Backend(ABC):
         symbols: dict[str, int] = {}
         for name, array in feeds.items():
             dtype, tensor = self._expected[name]
-            given: object = array  # the annotation says an array, callers may not
+            given = cast(object, array)  # the annotation says an array, callers may not
             if not isinstance(given, np.ndarray):
                 raise self._feed_error(tensor, f"a {type(given).__name__}; pass a NumPy array")
             if array.dtype != dtype:

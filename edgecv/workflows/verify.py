@@ -280,7 +280,7 @@ def _write_record(path: Path, outputs: dict[str, Array], reference: str, inputs:
 
 def _read_record(path: Path, inputs: _Inputs) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             meta = json.loads(str(archive["meta"]))
             outputs = {
                 key.partition("/")[2]: archive[key]
