@@ -7,15 +7,29 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-import click
 import typer
+from typer.core import TyperGroup
 
 from edgecv.errors import EdgeCVError
 
+
+class _Group(TyperGroup):
+    """Maps our errors to exit codes; usage errors are typer's own to show."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeCVError as error:
+            _fail(error.exit_code, type(error).__name__, str(error))
+        except KeyboardInterrupt:
+            _fail(130, "Interrupted", "interrupted; nothing half written is left behind")
+
+
 app = typer.Typer(
     name="edgecv",
+    cls=_Group,
     help="From a PyTorch vision model to a device, with proof.",
     no_args_is_help=True,
     add_completion=False,
@@ -77,20 +91,7 @@ _register()
 def main() -> None:
     """Entry point. Exit 0 done, 1 a check failed, 2 bad input or usage, 3 no such backend here."""
     try:
-        code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except EdgeCVError as error:
-        _fail(error.exit_code, type(error).__name__, str(error))
-    except click.exceptions.Abort:
-        _fail(130, "Interrupted", "interrupted; nothing half written is left behind")
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _fail(130, "Interrupted", "interrupted; nothing half written is left behind")
-    except BrokenPipeError:  # `edgecv ... | head`: the reader has seen enough
-        sys.stderr.close()
-        sys.exit(0)
+        app()
     except Exception as error:
         with tempfile.NamedTemporaryFile(
             "w", prefix="edgecv-error-", suffix=".txt", delete=False, encoding="utf-8"
@@ -104,7 +105,7 @@ def main() -> None:
         )
 
 
-def _fail(code: int, kind: str, message: str) -> None:
+def _fail(code: int, kind: str, message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps({"error": {"type": kind, "message": message}}) + "\n")

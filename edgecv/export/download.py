@@ -72,6 +72,7 @@ def fetch(url: str, sha256: str, progress: Progress = lambda what, done, total: 
                     f"is not used: the server, or something between, gave another file; {remedy}"
                 )
     except urllib.error.HTTPError as error:
+        error.close()  # it is an open response as well
         raise WeightsError(
             f"{url}: the server answered {error.code} {error.reason}; {remedy}"
         ) from error

@@ -36,6 +36,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
+    release = threading.Event()
+
     class Handler(http.server.BaseHTTPRequestHandler):
         requests = 0
 
@@ -53,7 +55,7 @@ def server():
                     self.wfile.write(BODY[start : start + 100_000])
                     time.sleep(0.05)
             elif self.path == "/stuck.pth":
-                time.sleep(3)
+                release.wait(10)
             else:
                 self.wfile.write(BODY)
             return None
@@ -62,9 +64,11 @@ def server():
             pass
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = False  # server_close waits for them
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{httpd.server_port}", Handler
+    release.set()
     httpd.shutdown()
     httpd.server_close()
     thread.join()

@@ -1,4 +1,4 @@
-"""OpenVINO reads what we export and gives onnxruntime's answers (the oldest and the newest in CI)."""
+"""OpenVINO, oldest and newest, reads what we export and gives onnxruntime's answers."""
 
 import numpy as np
 import pytest
