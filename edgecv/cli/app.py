@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from edgecv.errors import EdgeCVError
 
+EXPORT_PACKAGES = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors"}
+
 
 class _Group(TyperGroup):
     """Maps our errors to exit codes; usage errors are typer's own to show."""
@@ -23,6 +25,15 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except EdgeCVError as error:
             _fail(error.exit_code, type(error).__name__, str(error))
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXPORT_PACKAGES:
+                raise
+            _fail(
+                2,
+                "MissingExtra",
+                f"this command needs the package {error.name}, which is not installed: "
+                f"pip install 'edgecv[export]' (not needed on a device that only runs models)",
+            )
         except KeyboardInterrupt:
             _fail(130, "Interrupted", "interrupted; nothing half written is left behind")
 
