@@ -36,7 +36,10 @@ def test_exactly_the_nodes_that_the_net_needs(exported):
 
 
 def test_nothing_of_the_exporting_machine_is_in_the_file(exported):
-    data = exported.path.read_bytes()
+    proto = onnx.load(exported.path)
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("raw_data")  # weights may hold any four bytes
+    data = proto.SerializeToString()
     for trace in (b"site-packages", b".py", str(exported.path.parent).encode()):
         assert trace not in data
 
