@@ -32,9 +32,9 @@ class TrainConfig:
 
     epochs: int = 10
     batch: int = 128
-    # AdamW; cosine to zero after the warm-up. SGD at 0.03 forgets folded weights within 30 steps:
-    # their filters' norms differ by a factor of 60, so one rate fits none of them (measured on
-    # CIFAR-10: 64% after an epoch, where AdamW has 69% after 60 steps).
+    # AdamW; cosine to zero after the warm-up. The layers of folded weights have filters of very
+    # different size (median norms from 0.17 to 11.6), and no one SGD rate suits them all: on
+    # CIFAR-10 SGD at 0.03 had 63.5% after its first epoch, AdamW at 1e-3 78.8%.
     lr: float = 1e-3
     weight_decay: float = 0.02  # on convolutions and matrices, not on biases and BatchNorm
     warmup_epochs: float = 1.0
