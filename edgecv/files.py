@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgecv.errors import InputError
 
@@ -113,13 +114,19 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         if path.exists() and not path.is_file():  # a named pipe would block, a device never end
             kind = "a folder" if path.is_dir() else "not a regular file"
-            raise InputError(f"{path}: is {kind}; expected a file")
+            raise InputError(f"{path}: cannot be read: it is {kind}; expected a file")
         return path.open("rb")
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{path}: cannot be read ({reason})") from error
+
+
+def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
+    """``data`` as indented JSON, atomically."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(data, indent=2) + "\n").encode())
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

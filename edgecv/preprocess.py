@@ -10,13 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgecv.errors import InputError
+from edgecv.files import open_binary
 from edgecv.spec import Preparation
 
 if TYPE_CHECKING:
@@ -72,22 +73,27 @@ def open_picture(source: Picture, *, color: str = "rgb") -> Image.Image:
             f"expected a path, a PIL image or an [H, W, 3] uint8 array, got {type(source).__name__}"
         )
     path = Path(source)
+    with open_binary(path) as file:
+        return decode(file, str(path))
+
+
+def decode(file: BinaryIO, where: str) -> Image.Image:
+    """An encoded picture to an upright RGB one, by the rules of :func:`open_picture`.
+
+    ``where`` names it in the :class:`InputError` of one that is broken.
+    """
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             picture.load()
             return to_rgb(picture)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: is a folder; expected a picture") from error
+        raise InputError(f"{where}: {error}") from error
     except Image.DecompressionBombError as error:  # above 178,956,970 pixels
-        raise InputError(f"{path}: refused as a decompression bomb ({error})") from error
+        raise InputError(f"{where}: refused as a decompression bomb ({error})") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a picture that Pillow can read") from error
+        raise InputError(f"{where}: not a picture that Pillow can read") from error
     except Exception as error:  # decoders raise struct.error, IndexError, ... on broken files
-        raise InputError(f"{path}: broken or cut-off picture ({error})") from error
+        raise InputError(f"{where}: broken or cut-off picture ({error})") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

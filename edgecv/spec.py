@@ -12,16 +12,17 @@ above :data:`READER` is refused.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from edgecv.errors import InputError, SpecError
-from edgecv.files import atomic_write
+from edgecv.errors import SpecError
+from edgecv.files import atomic_write, open_binary
 
 VERSION = 1  # of the contracts that this code writes
 READER = 1  # the highest min_reader that this code understands
@@ -324,7 +325,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     path = Path(path)
     found: dict[str, str] = {}
-    with _open(path) as file:
+    with open_binary(path) as file:
         graph_seen = False
         for number, start, size in _fields(file, path):
             graph_seen = graph_seen or number == _GRAPH
@@ -358,8 +359,6 @@ def write_spec(
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     kept = []
-    import io
-
     file = io.BytesIO(data)
     position = 0
     for number, start, size in _fields(file, Path(path)):
@@ -372,15 +371,6 @@ def write_spec(
     tag = _varint(_METADATA << 3 | 2)
     with atomic_write(path) as out:
         out.writelines([*kept, tag, _varint(len(entry)), entry])
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
@@ -436,8 +426,6 @@ def _entry(data: bytes, path: Path) -> tuple[str, str]:
     """Key and value of a ``StringStringEntryProto``."""
     if len(data) > MAX_SPEC_BYTES:
         raise SpecError(f"{path}: a metadata entry of {len(data)} bytes; that is no contract")
-    import io
-
     texts = {1: "", 2: ""}
     for number, start, size in _fields(io.BytesIO(data), path):
         if number in texts:
@@ -446,8 +434,3 @@ def _entry(data: bytes, path: Path) -> tuple[str, str]:
             except UnicodeDecodeError as error:
                 raise SpecError(f"{path}: a metadata entry is not UTF-8 text") from error
     return texts[1], texts[2]
-
-
-def with_parity(spec: ModelSpec, parity: Mapping[str, Any]) -> ModelSpec:
-    """``spec`` with measured parity figures in place of its own."""
-    return replace(spec, parity=dict(parity))

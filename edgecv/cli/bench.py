@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, throughput, load time and memory."""
-    from edgecv.files import atomic_write
+    from edgecv.files import write_json
     from edgecv.workflows.bench import bench
 
     out = Output(as_json)
@@ -63,8 +62,7 @@ def command(
         out.warn("interrupted: this is what had been measured by then")
     data = report.to_dict()
     if output is not None:
-        with atomic_write(output) as file:
-            file.write((json.dumps(data, indent=2) + "\n").encode())
+        write_json(output, data)
     if not report.failures:
         out.result(data)
     report.raise_failures()

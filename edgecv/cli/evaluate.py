@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
-    from edgecv.files import atomic_write
+    from edgecv.files import write_json
     from edgecv.workflows.evaluate import evaluate
 
     out = Output(as_json)
@@ -46,6 +45,5 @@ def command(
     )
     data = {"model": str(model), "dataset": str(dataset), **score.to_dict()}
     if output is not None:
-        with atomic_write(output) as file:
-            file.write((json.dumps(data, indent=2) + "\n").encode())
+        write_json(output, data)
     out.result(data)

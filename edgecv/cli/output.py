@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -24,8 +24,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from edgecv.progress import Progress as ProgressCallback
+
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, no table.")]
-ProgressCallback = Callable[[str, int, int], None]  # what, done, total
 
 
 class Output:

@@ -8,13 +8,10 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgecv.errors import InputError, WeightsError
 from edgecv.files import atomic_write, sha256_of
-
-if TYPE_CHECKING:
-    from edgecv.export.recipe import Progress
+from edgecv.progress import Progress, silent
 
 CONNECT_TIMEOUT = 5.0  # seconds; a machine without a network should say so at once
 READ_TIMEOUT = 30.0  # seconds without a single byte
@@ -33,7 +30,7 @@ def cached_path(url: str) -> Path:
     return cache_folder() / "weights" / url.rpartition("/")[2]
 
 
-def fetch(url: str, sha256: str, progress: Progress = lambda what, done, total: None) -> Path:
+def fetch(url: str, sha256: str, progress: Progress = silent) -> Path:
     """The file behind ``url``, from the cache or by download.
 
     ``sha256`` is the whole digest in hex, or its first 8 digits and more. It is checked before

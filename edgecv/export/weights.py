@@ -5,9 +5,8 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from edgecv.export.download import cached_path, fetch
 from edgecv.export.recipe import Recipe, load_recipe
 from edgecv.export.sources import build, is_program
 from edgecv.files import atomic_write, sha256_of
-
-if TYPE_CHECKING:
-    from edgecv.export.recipe import Progress
+from edgecv.progress import Progress, silent
 
 CHOICES = ("auto", "imagenet", "bundled", "random")
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
@@ -39,9 +36,7 @@ class ResolvedWeights:
     warning: str = ""
 
 
-def resolve(
-    recipe: Recipe, choice: str = "auto", progress: Progress = lambda what, done, total: None
-) -> ResolvedWeights:
+def resolve(recipe: Recipe, choice: str = "auto", progress: Progress = silent) -> ResolvedWeights:
     """Turn ``auto``, ``imagenet``, ``bundled``, ``random`` or a file's path into weights.
 
     ``auto`` takes the published weights from the cache or by download, and where neither can be
@@ -83,14 +78,7 @@ def resolve(
             f"Taking the weights bundled with EdgeCV instead: {bundled.recipe.summary} "
             f"({classes} classes). The file is named {bundled.recipe.name}."
         )
-        return ResolvedWeights(
-            bundled.recipe,
-            "bundled",
-            bundled.path,
-            bundled.sha256,
-            bundled.licence,
-            warning,
-        )
+        return replace(bundled, warning=warning)
 
 
 def _bundled(recipe: Recipe) -> ResolvedWeights:

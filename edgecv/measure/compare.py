@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -42,12 +42,16 @@ def compare(
     """
     if candidate.keys() != reference.keys():
         raise CheckFailed(f"outputs differ: {list(candidate)} against {list(reference)}")
-    worst = [_compare_one(name, candidate[name], reference[name]) for name in reference]
-    ratios = [w.sqnr_db for w in worst if w.sqnr_db is not None]
+    return worst([_compare_one(name, candidate[name], reference[name]) for name in reference])
+
+
+def worst(comparisons: Sequence[Comparison]) -> Comparison:
+    """Each figure at its worst over ``comparisons`` (at least one)."""
+    ratios = [c.sqnr_db for c in comparisons if c.sqnr_db is not None]
     return Comparison(
-        max_abs=max(w.max_abs for w in worst),
-        max_rel=max(w.max_rel for w in worst),
-        cosine=min(w.cosine for w in worst),
+        max_abs=max(c.max_abs for c in comparisons),
+        max_rel=max(c.max_rel for c in comparisons),
+        cosine=min(c.cosine for c in comparisons),
         sqnr_db=min(ratios) if ratios else None,
     )
 

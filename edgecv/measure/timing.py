@@ -13,11 +13,7 @@ WARMUP_SECONDS, WARMUP_RUNS = 0.3, 3  # whichever is longer: caches fill, clocks
 MIN_RUNS = 10
 
 
-def measure(
-    run: Callable[[], object],
-    duration: float,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[int]:
+def measure(run: Callable[[], object], duration: float) -> list[int]:
     """Call ``run`` for ``duration`` seconds, at least :data:`MIN_RUNS` times, after a warm-up.
 
     Returns nanoseconds per call, in order. Nothing is dropped: a slow call is one that a user
@@ -25,13 +21,13 @@ def measure(
     """
     warm_until = time.perf_counter() + min(WARMUP_SECONDS, duration)
     count = 0
-    while (count < WARMUP_RUNS or time.perf_counter() < warm_until) and not stop():
+    while count < WARMUP_RUNS or time.perf_counter() < warm_until:
         run()
         count += 1
     times: list[int] = []
     clock = time.perf_counter_ns
     end = clock() + int(duration * 1e9)
-    while (clock() < end or len(times) < MIN_RUNS) and not stop():
+    while clock() < end or len(times) < MIN_RUNS:
         start = clock()
         run()
         times.append(clock() - start)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from edgecv.errors import RuntimeFailure
 from edgecv.runtimes.base import Array, Backend, Opened, Probe, RuntimeInfo
 from edgecv.spec import TensorSpec
-
-if TYPE_CHECKING:
-    pass
 
 # ONNX Runtime's names of tensor types -> NumPy's
 DTYPES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from edgecv.errors import InputError
-from edgecv.preprocess import PICTURE_SUFFIXES, fit_pixels, open_picture, to_rgb
+from edgecv.preprocess import PICTURE_SUFFIXES, decode, fit_pixels, open_picture
 from edgecv.spec import Preparation
 
 
@@ -83,8 +84,9 @@ def _entries(source: Path) -> Iterator[tuple[PurePosixPath, Callable[[], Image.I
 
 
 def _read_zipped(archive: zipfile.ZipFile, name: str) -> Image.Image:
+    where = f"{archive.filename}: {name}"
     try:
-        with Image.open(io.BytesIO(archive.read(name))) as picture:
-            return to_rgb(picture)
-    except (OSError, SyntaxError, zipfile.BadZipFile) as error:
-        raise InputError(f"{archive.filename}: {name}: broken picture ({error})") from error
+        data = archive.read(name)
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{where}: damaged in the zip file ({error})") from error
+    return decode(io.BytesIO(data), where)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from edgecv.errors import BackendUnavailable, CheckFailed, EdgeCVError, InputError, SpecError
 from edgecv.measure.machine import environment
 from edgecv.measure.ready import READY_MODEL
+from edgecv.progress import Progress, silent
 from edgecv.spec import read_spec
 
 SCHEMA = "edgecv.bench/1"
@@ -86,7 +87,7 @@ def bench(
     batch: int | None = None,
     scenario: str = "single-stream",
     duration: float = 3.0,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> BenchReport:
     """Measure every model on every backend, one after the other.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgecv.evaluate.imagenet import read_folder, topk_hits
 from edgecv.model import load
+from edgecv.progress import Progress, silent
 from edgecv.workflows.stream import outputs_of
 
 
@@ -37,7 +37,7 @@ def evaluate(
     backend: str = "auto",
     classes: str | os.PathLike[str] | None = None,
     limit: int | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> ClassificationScore:
     """Score the file ``model`` on ``dataset``: a folder per class (see
     :func:`edgecv.evaluate.imagenet.read_folder` for how names are matched).

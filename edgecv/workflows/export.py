@@ -21,8 +21,9 @@ from edgecv.export.recipe import InputOverrides, Recipe, recipe_for
 from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to_bytes
 from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.measure import selftest
-from edgecv.measure.compare import FP32_MAX_REL, Comparison, compare
+from edgecv.measure.compare import FP32_MAX_REL, compare, worst
 from edgecv.model import Model
+from edgecv.progress import Progress, silent
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, TensorSpec, write_spec
 
@@ -67,7 +68,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     batch: int | None = 1,
     output: str | os.PathLike[str] | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
     """Export ``name`` (a recipe, a recipe file, or a model source) to an ONNX file.
@@ -174,27 +175,17 @@ def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
                 reference = torch_outputs(model, batch, spec.outputs[0].name)
                 results.append(compare(candidate.infer(batch), reference))
             version = candidate.info.version
-    worst = _worst(results)
-    if worst.max_rel > FP32_MAX_REL:
+    found = worst(results)
+    if found.max_rel > FP32_MAX_REL:
         raise ExportError(
             f"the ONNX graph does not compute what PyTorch does: the outputs differ by "
-            f"{worst.max_rel:.2e} of the largest value (allowed {FP32_MAX_REL:g}); nothing was "
+            f"{found.max_rel:.2e} of the largest value (allowed {FP32_MAX_REL:g}); nothing was "
             f"written"
         )
     return {
-        **worst.to_dict(),
+        **found.to_dict(),
         "reference": f"torch {torch.__version__}",
         "runtime": f"onnxruntime {version}",
         "batches": [int(size) for size in sizes],
         "tolerance_max_rel": FP32_MAX_REL,
     }
-
-
-def _worst(results: list[Comparison]) -> Comparison:
-    ratios = [r.sqnr_db for r in results if r.sqnr_db is not None]
-    return Comparison(
-        max_abs=max(r.max_abs for r in results),
-        max_rel=max(r.max_rel for r in results),
-        cosine=min(r.cosine for r in results),
-        sqnr_db=min(ratios) if ratios else None,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from edgecv.errors import InputError
 from edgecv.files import atomic_write
 from edgecv.model import Model
 from edgecv.preprocess import list_pictures, open_picture
+from edgecv.progress import Progress, silent
 from edgecv.results import Classification
 from edgecv.workflows.stream import prepared_chunks
 
@@ -43,7 +44,7 @@ def find_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
 def predict(
     model: Model,
     sources: Sequence[Path],
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Iterator[Prediction]:
     """One :class:`Prediction` per source, in order; a broken picture does not stop the others."""
     done = 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgecv.errors import InputError
 from edgecv.model import Model
 from edgecv.preprocess import Picture, prepare
+from edgecv.progress import Progress, silent
 from edgecv.runtimes.base import Array
 from edgecv.spec import Preparation
 
@@ -52,7 +53,7 @@ def prepared_chunks(
 def outputs_of(
     model: Model,
     pictures: Sequence[Picture],
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
     what: str = "pictures",
 ) -> dict[str, Array]:
     """All output tensors of ``model`` for ``pictures``; the first unreadable one is raised."""
@@ -63,7 +64,7 @@ def collect(
     infer: Callable[[NDArray[np.float32]], dict[str, Array]],
     pictures: Sequence[Picture],
     preparation: Preparation,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
     what: str = "pictures",
 ) -> dict[str, Array]:
     """``infer`` over all pictures, its outputs joined ``{name: [N, ...]}``."""

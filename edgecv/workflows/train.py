@@ -16,7 +16,8 @@ from edgecv.errors import InputError, RecipeError
 from edgecv.export.recipe import Recipe, load_recipe
 from edgecv.export.sources import build
 from edgecv.export.weights import load_into, read_state_dict, write_safetensors
-from edgecv.files import atomic_write, sha256_of
+from edgecv.files import sha256_of, write_json
+from edgecv.progress import Progress, silent
 from edgecv.train.data import load_pictures
 from edgecv.train.finetune import TrainConfig, accuracy, train
 
@@ -41,7 +42,7 @@ def train_recipe(
     data: Path,
     settings: Sequence[str],
     folder: Path,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
     say: Callable[[str], None] = lambda text: None,
 ) -> TrainResult:
     """Train recipe ``name`` on the files that its [train] table names, relative to ``data``.
@@ -90,9 +91,8 @@ def train_recipe(
     stored.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     top1 = accuracy(stored, held_out, recipe.preparation)
     log_path = folder / f"{recipe.name}.log.json"
-    with atomic_write(log_path) as file:
-        record = {**about, "config": asdict(config), "epochs": log, "stored_top1": top1}
-        file.write((json.dumps(record, indent=2) + "\n").encode())
+    record = {**about, "config": asdict(config), "epochs": log, "stored_top1": top1}
+    write_json(log_path, record)
     return TrainResult(weights, log_path, weights.stat().st_size, top1)
 
 
@@ -152,5 +152,5 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _titled(progress: Callable[[str, int, int], None], title: str) -> Callable[[int, int], None]:
+def _titled(progress: Progress, title: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(title, done, total)

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,13 @@ from edgecv.measure.compare import FP32_MAX_REL, Comparison, compare
 from edgecv.measure.seeded import seeded_pictures
 from edgecv.model import Model, load
 from edgecv.preprocess import Picture, list_pictures
+from edgecv.progress import Progress, silent
 from edgecv.runtimes.base import Array
 from edgecv.spec import ModelSpec
 from edgecv.workflows.stream import collect, outputs_of
 
 SEED, COUNT = 11, 6  # two seeded pictures of each block size
 HEIGHT, WIDTH = 270, 390  # neither square nor any net's size: resize and crop have work to do
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def verify(
     min_cosine: float | None = None,
     max_drop: float | None = None,
     record: str | os.PathLike[str] | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Verification:
     """Compare the file ``candidate`` with ``against`` on pictures.
 
@@ -102,29 +101,22 @@ def verify(
             if data is not None or record is not None or max_drop is not None:
                 raise InputError("--data, --record and --max-drop need a reference: --against")
             return _self_test(model, min_agreement, min_cosine)
-        inputs = _Inputs.seeded() if data is None else _Inputs.folder(Path(data))
-        reference, name, source = _reference(model.spec, against, weights, inputs, progress)
-        if source == str(candidate):
+        if os.fspath(against) == os.fspath(candidate):
             raise InputError(f"{candidate}: is compared with itself")
+        inputs = _Inputs.seeded() if data is None else _Inputs.folder(Path(data))
+        reference, name = _reference(model.spec, against, weights, inputs, progress)
         if record is not None:
             _write_record(Path(record), reference, name, inputs)
         outputs = outputs_of(model, inputs.pictures, progress, "candidate")
-        comparison = compare(outputs, reference)
-        first = model.spec.outputs[0].name
-        agreement = top1_agreement(outputs[first], reference[first])
-        checks = _checks(model.spec, comparison, agreement, min_agreement, min_cosine)
-        if max_drop is not None:
-            drop = _drop(model.spec, inputs, outputs[first], reference[first])
-            checks.append(Check("drop in points", drop, max_drop, drop <= max_drop))
-        return Verification(
-            name,
-            inputs.description,
-            comparison,
-            agreement,
-            tuple(checks),
-            model.info.backend,
-            model.info.precision,
+        verdict = _judge(
+            model, outputs, reference, name, inputs.description, min_agreement, min_cosine
         )
+        if max_drop is None:
+            return verdict
+        first = model.spec.outputs[0].name
+        drop = _drop(model.spec, inputs, outputs[first], reference[first])
+        check = Check("drop in points", drop, max_drop, drop <= max_drop)
+        return replace(verdict, checks=(*verdict.checks, check))
 
 
 @dataclass(frozen=True)
@@ -157,20 +149,34 @@ def _self_test(model: Model, min_agreement: float | None, min_cosine: float | No
     if not spec.self_test:
         raise SpecError(f"{spec.name}: the file carries no self-test; name a reference: --against")
     expected = selftest.expected_outputs(spec)
-    outputs = selftest.run(model)
-    comparison = compare(outputs, expected)
-    first = spec.outputs[0].name
-    agreement = top1_agreement(outputs[first], expected[first])
-    checks = _checks(spec, comparison, agreement, min_agreement, min_cosine)
-    count = spec.self_test["count"]
-    return Verification(
+    return _judge(
+        model,
+        selftest.run(model),
+        expected,
         "the file's own self-test",
-        f"{count} seeded pictures",
-        comparison,
-        agreement,
-        tuple(checks),
-        model.info.backend,
-        model.info.precision,
+        f"{spec.self_test['count']} seeded pictures",
+        min_agreement,
+        min_cosine,
+    )
+
+
+def _judge(
+    model: Model,
+    outputs: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    name: str,
+    inputs: str,
+    min_agreement: float | None,
+    min_cosine: float | None,
+) -> Verification:
+    """Compare two sides' outputs and hold the figures against the gates."""
+    comparison = compare(outputs, reference)
+    first = model.spec.outputs[0].name
+    agreement = top1_agreement(outputs[first], reference[first])
+    checks = _checks(model.spec, comparison, agreement, min_agreement, min_cosine)
+    info = model.info
+    return Verification(
+        name, inputs, comparison, agreement, tuple(checks), info.backend, info.precision
     )
 
 
@@ -210,15 +216,15 @@ def _reference(
     weights: str | os.PathLike[str] | None,
     inputs: _Inputs,
     progress: Progress,
-) -> tuple[dict[str, Array], str, str]:
-    """The reference's outputs on ``inputs``, its name for people, and its path if it has one."""
+) -> tuple[dict[str, Array], str]:
+    """The reference's outputs on ``inputs``, and its name for people."""
     name = os.fspath(against)
     if name.endswith(".npz"):
-        return _read_record(Path(name), inputs), name, name
+        return _read_record(Path(name), inputs), name
     if name.endswith(".onnx"):
         with load(name, backend="onnxruntime") as parent:
-            return outputs_of(parent, inputs.pictures, progress, "reference"), name, name
-    return _torch_reference(spec, name, weights, inputs, progress), f"{name} in PyTorch", ""
+            return outputs_of(parent, inputs.pictures, progress, "reference"), name
+    return _torch_reference(spec, name, weights, inputs, progress), f"{name} in PyTorch"
 
 
 def _torch_reference(
@@ -245,8 +251,6 @@ def _torch_reference(
     digest, origin = recorded.get("sha256"), recorded.get("origin")
     if weights is not None:
         resolved = resolve(recipe, os.fspath(weights), progress)
-        if resolved.recipe is recipe and recipe.labels != spec.labels:
-            recipe = replace(recipe, labels=spec.labels)
     elif origin in ("random", "program"):
         resolved = resolve(recipe, "random" if origin == "random" else "auto", progress)
     else:
