@@ -58,14 +58,16 @@ def predict(
 
 
 def saved_names(sources: Sequence[Path]) -> list[str]:
-    """A file name for each source's drawing; equal names from different folders get a number."""
-    seen: dict[str, int] = {}
-    names = []
+    """A file name for each source's drawing; a name that is taken already gets a number."""
+    names: dict[str, None] = {}  # in order
     for source in sources:
         suffix = source.suffix if source.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        count = seen[source.name] = seen.get(source.name, -1) + 1
-        names.append(f"{source.stem}{f'-{count}' if count else ''}{suffix}")
-    return names
+        name, count = f"{source.stem}{suffix}", 0
+        while name in names:
+            count += 1
+            name = f"{source.stem}-{count}{suffix}"
+        names[name] = None
+    return list(names)
 
 
 def save_drawn(prediction: Prediction, folder: Path, name: str) -> Path:
