@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecv.errors import RecipeError
-from edgecv.models.mobilenetv2 import InvertedResidual, Stage, conv_bn_relu6
+from edgecv.models.layers import Sizes, conv_norm, initialise
+from edgecv.models.mobilenetv2 import InvertedResidual, Stage
 
 STAGES = (  # Table 1 of the paper
     # t, c, n, s
@@ -63,8 +64,9 @@ class MobileFaceNet(nn.Module):
 
     def __init__(self, embedding: int, image_size: int) -> None:
         super().__init__()
+        self.sizes = Sizes(exact=image_size)
         channels = STEM_CHANNELS
-        self.conv1 = conv_bn_relu6(3, channels, 3, stride=2)
+        self.conv1 = conv_norm(3, channels, 3, stride=2)
         self.dw_conv = DepthwiseSeparable(channels, channels)
         blocks: list[nn.Module] = []
         for t, c, n, s in STAGES:
@@ -72,7 +74,7 @@ class MobileFaceNet(nn.Module):
                 blocks.append(InvertedResidual(channels, c, s if block == 0 else 1, t))
                 channels = c
         self.features = nn.Sequential(*blocks)
-        self.conv2 = conv_bn_relu6(channels, HEAD_CHANNELS, 1)
+        self.conv2 = conv_norm(channels, HEAD_CHANNELS, 1)
         side = -(-image_size // STRIDE)
         self.gdconv = GlobalDepthwise(HEAD_CHANNELS, (side, side))
         self.conv3 = nn.Conv2d(HEAD_CHANNELS, embedding, 1)
@@ -97,7 +99,5 @@ def mobilefacenet(*, embedding: int = 128, image_size: int = 112) -> MobileFaceN
             f"pixels, got {embedding} and {image_size}"
         )
     model = MobileFaceNet(embedding, image_size)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    initialise(model)
     return model
