@@ -50,7 +50,11 @@ FACTORIES = {
     "tf_efficientnet_lite2": "edgecv.models.efficientnet_lite:tf_efficientnet_lite2",
     "tf_efficientnet_lite3": "edgecv.models.efficientnet_lite:tf_efficientnet_lite3",
     "tf_efficientnet_lite4": "edgecv.models.efficientnet_lite:tf_efficientnet_lite4",
+    "unet": "edgecv.models.unet:unet",
+    "unet_mobilenet_v2": "edgecv.models.unet:unet_mobilenet_v2",
     "vgg16": "edgecv.models.vgg:vgg16",
+    "yolox_nano": "edgecv.models.yolox:yolox_nano",
+    "yolox_tiny": "edgecv.models.yolox:yolox_tiny",
 }
 # the same nets under the names that timm gives them
 ALIASES = {"mobilenetv1_100": "mobilenet_v1"}

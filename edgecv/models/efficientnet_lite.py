@@ -128,8 +128,8 @@ class InvertedResidual(nn.Module):
         self.act = nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.act(self.bn1(self.conv_pw(x)))
-        out = self.bn3(self.conv_pwl(self.act(self.bn2(self.conv_dw(out)))))
+        wide = self.act(self.bn1(self.conv_pw(x)))
+        out: Tensor = self.bn3(self.conv_pwl(self.act(self.bn2(self.conv_dw(wide)))))
         return x + out if self.has_skip else out
 
 

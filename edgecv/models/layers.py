@@ -94,7 +94,8 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = nn.functional.adaptive_avg_pool2d(x, 1)  # [N, C, 1, 1]
         scale = self.gate(self.fc2(self.activation(self.fc1(scale))))
-        return x * scale
+        scaled: Tensor = x * scale
+        return scaled
 
 
 class Sigmoid(nn.Module):
