@@ -189,6 +189,14 @@ class Classifier(nn.Module):
         first = next(layer for layer in self.dense() if isinstance(layer, nn.Linear))
         return first.in_features // self.side**2
 
+    def drop_dense(self) -> None:
+        """Take the dense layers off a net that only lends its trunk: its ``maps``."""
+        dense = set(self.dense())
+        for name, child in list(self.named_children()):
+            inner = list(child.children())
+            if child in dense or (inner and dense.issuperset(inner)):
+                delattr(self, name)
+
 
 def initialise(model: nn.Module, linear_std: float = 0.01) -> None:
     """Fresh weights: He's normal rule by fan-out for convolutions, a narrow normal for dense ones.
