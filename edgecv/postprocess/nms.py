@@ -136,9 +136,7 @@ class _Sweep:
     columns: Floats
 
     def take(self, which: Any) -> _Sweep:
-        return _Sweep(
-            self.key[which], self.reach[which], self.rank[which], self.columns[:, which]
-        )
+        return _Sweep(self.key[which], self.reach[which], self.rank[which], self.columns[:, which])
 
     def partners(self) -> Indices:
         """For each box, how many of those after it lie in its reach: they follow it."""
@@ -188,9 +186,7 @@ class _Test:
         # What rounding can add to a quotient of sums and products of float32, with room to spare.
         self.slack = 1 - threshold + 1e-5
 
-    def __call__(
-        self, c: Floats, d: Floats, i: Indices, j: Indices
-    ) -> tuple[Indices, Indices]:
+    def __call__(self, c: Floats, d: Floats, i: Indices, j: Indices) -> tuple[Indices, Indices]:
         """Of the pairs (box i of ``c``, box j of ``d``) those that overlap by enough."""
         tall = np.minimum(c[3][i], d[3][j])
         tall -= np.maximum(c[1][i], d[1][j])
