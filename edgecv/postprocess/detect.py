@@ -25,8 +25,7 @@ from edgecv.postprocess.boxes import clip, to_picture
 from edgecv.postprocess.candidates import Candidates
 from edgecv.postprocess.nms import MEASURES, by_score, nms
 from edgecv.postprocess.options import Array, Options
-from edgecv.preprocess import Placement
-from edgecv.results import Detections
+from edgecv.results import Detections, Placement
 from edgecv.spec import ModelSpec
 
 Decoder = Callable[[Mapping[str, Array], Options, float, Sequence[Placement]], Iterator[Candidates]]

@@ -19,7 +19,7 @@ from edgecv.errors import RuntimeFailure, SpecError
 from edgecv.postprocess.boxes import Floats, from_cxcywh
 from edgecv.postprocess.candidates import Candidates, grid
 from edgecv.postprocess.options import Array, Options, expect_shape, no_nan
-from edgecv.preprocess import Placement
+from edgecv.results import Placement
 
 Outputs = Mapping[str, Array]
 Indices = NDArray[np.intp]
