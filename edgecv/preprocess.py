@@ -176,18 +176,15 @@ def _geometry(
         return canvas, (0, 0), canvas, (p.width / width, p.height / height)
     if p.fit == "crop":
         size = _short_side_size(width, height, p.resize or min(p.height, p.width))
-        corner = tuple(-_corner(n - room, p.crop_rounding) for n, room in zip(size, canvas))
-        return size, corner, canvas, (size[0] / width, size[1] / height)
+        left, top = (_corner(size[i] - canvas[i], p.crop_rounding) for i in (0, 1))
+        return size, (-left, -top), canvas, (size[0] / width, size[1] / height)
     scale = min(p.width / width, p.height / height)
     if p.fit == "multiple":
         scale = min(scale, 1.0)
     new_width = min(p.width, max(1, round(width * scale)))
     new_height = min(p.height, max(1, round(height * scale)))
     if p.fit == "multiple":
-        canvas = (
-            -(-new_width // p.multiple) * p.multiple,
-            -(-new_height // p.multiple) * p.multiple,
-        )
+        canvas = (new_width + -new_width % p.multiple, new_height + -new_height % p.multiple)
     centered = p.fit == "letterbox" and p.pad_position == "center"
     left, top = (p.width - new_width) // 2, (p.height - new_height) // 2
     return (new_width, new_height), (left, top) if centered else (0, 0), canvas, (scale, scale)

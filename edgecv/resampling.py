@@ -61,7 +61,8 @@ def linear(pixels: Pixels, width: int, height: int) -> Pixels:
     """:func:`opencv_linear` in NumPy."""
     if pixels.shape[:2] == (2 * height, 2 * width):
         quarters = pixels.reshape(height, 2, width, 2, -1).astype(np.uint16)
-        return ((quarters.sum(axis=(1, 3), dtype=np.uint16) + 2) >> 2).astype(np.uint8)
+        halved: Pixels = ((quarters.sum(axis=(1, 3)) + 2) >> 2).astype(np.uint8)
+        return halved
     columns, _, right = _taps(width, pixels.shape[1])
     rows, top, bottom = _taps(height, pixels.shape[0])
     # Past the border OpenCV takes the border's pixel alone in a row, and weighs the border's row
@@ -87,7 +88,8 @@ def linear(pixels: Pixels, width: int, height: int) -> Pixels:
     upper += lower
     upper += 2
     upper >>= 2
-    return upper.astype(np.uint8)
+    resized: Pixels = upper.astype(np.uint8)
+    return resized
 
 
 def _taps(target: int, source: int) -> tuple[NDArray[np.intp], Any, Any]:

@@ -330,7 +330,8 @@ def _columns(
         if tensor.ndim == 3 and tensor.shape[1] == channels:
             hint += "; it looks like the layout 'channels-first'"
     expect_shape(tensor, expected, f"{options.where}: the output", hint)
-    return tensor[index] if expected[1] == channels else tensor[index].T
+    columns: Array = tensor[index] if expected[1] == channels else tensor[index].T
+    return columns
 
 
 def end2end(
