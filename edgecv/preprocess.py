@@ -7,6 +7,7 @@ call Pillow's resampling; tests hold it to bit equality.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,8 +182,9 @@ def _geometry(
     scale = min(p.width / width, p.height / height)
     if p.fit == "multiple":
         scale = min(scale, 1.0)
-    new_width = min(p.width, max(1, round(width * scale)))
-    new_height = min(p.height, max(1, round(height * scale)))
+    whole = math.floor if p.size_rounding == "floor" else round
+    new_width = min(p.width, max(1, whole(width * scale)))
+    new_height = min(p.height, max(1, whole(height * scale)))
     if p.fit == "multiple":
         canvas = (new_width + -new_width % p.multiple, new_height + -new_height % p.multiple)
     centered = p.fit == "letterbox" and p.pad_position == "center"
