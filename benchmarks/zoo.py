@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 
 SCHEMA = "edgecv.zoo/1"
 GPUS = ("sm80", "sm86", "sm89", "sm120")
+BATCH_SIZE = "N"  # the symbolic size of a dynamic file
 PROFILE = (1, 1, 8)  # smallest, best, largest batch of the engines
 BATCH = 2  # of the comparison: not one that the export saw
 LIMIT = 1e-4  # of the largest output: the project's bound for equal FP32 programs
@@ -72,27 +72,6 @@ print(json.dumps(out))
 """
 
 
-def named_value(name: str, tensor: Any) -> Any:
-    """The value of the state dict's entry ``name``: seeded by the name alone."""
-    import torch
-
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    shape = tuple(tensor.shape)
-    if name.endswith("num_batches_tracked"):
-        value = np.zeros(shape)
-    elif name.endswith("running_var"):
-        value = 0.5 + rng.random(shape)
-    elif name.endswith("running_mean"):
-        value = 0.1 * rng.standard_normal(shape)
-    elif len(shape) >= 2:
-        value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    elif name.endswith("weight"):
-        value = 0.5 + rng.random(shape)
-    else:
-        value = 0.1 * rng.standard_normal(shape)
-    return torch.from_numpy(np.asarray(value)).to(tensor.dtype)
-
-
 def compare(python: str, model: Path, data: Path, seconds: float) -> dict[str, Any]:
     """What the runtimes of the interpreter ``python`` make of the file."""
     command = [python, "-c", COMPARE, str(model), str(data), str(seconds)]
@@ -114,7 +93,7 @@ def engines(model: Path, folder: Path) -> dict[str, Any]:
                 model,
                 backend="tensorrt-rtx",
                 gpus=[gpu],
-                shapes={"input": PROFILE},
+                shapes={BATCH_SIZE: PROFILE},
                 output=folder / f"{gpu}.engine",
             )
             found[gpu] = {"seconds": round(built.seconds, 2), "size_bytes": built.size_bytes}
@@ -130,6 +109,7 @@ def measure(name: str, old_python: str | None, seconds: float) -> dict[str, Any]
     import edgecv
     from edgecv.export.recipe import load_recipe
     from edgecv.export.sources import build
+    from edgecv.models.seeded import fill_by_name
     from edgecv.workflows.models import layers_of
 
     recipe = load_recipe(name)
@@ -145,7 +125,7 @@ def measure(name: str, old_python: str | None, seconds: float) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         net = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
-        net.load_state_dict({k: named_value(k, v) for k, v in net.state_dict().items()})
+        fill_by_name(net)
         weights = folder / "weights.pth"
         torch.save(net.state_dict(), weights)
         for kind, batch in (("static", 1), ("dynamic", None)):
