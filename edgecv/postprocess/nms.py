@@ -101,10 +101,10 @@ def check_threshold(value: float, what: str) -> None:
 
 def finite_rows(boxes: Floats, scores: NDArray[Any]) -> NDArray[np.bool_]:
     """Which candidates can be kept at all: finite coordinates, and a score that is not NaN."""
-    # one reduction over everything first: broken boxes are rare, and this runs on every picture
-    if np.isfinite(boxes.sum()) and not np.isnan(scores.sum()):
-        return np.ones(len(boxes), np.bool_)
-    rows: NDArray[np.bool_] = np.isfinite(boxes).all(axis=1) & ~np.isnan(scores)
+    rows: NDArray[np.bool_] = ~np.isnan(scores)
+    finite = np.isfinite(boxes)
+    if not finite.all():  # rare, and slower: row by row
+        rows &= finite.all(axis=1)
     return rows
 
 
@@ -153,7 +153,7 @@ def _greedy(
     With a ``limit`` at least that many of the first are right; there may be more.
     """
     count = columns.shape[1]
-    if threshold >= 1 or count < 2:
+    if threshold >= 1 or count < 2 or limit == 0:
         return np.arange(count)
     sizes = columns[2:] - columns[:2]
     boxes = np.empty((5, count), columns.dtype)
