@@ -192,7 +192,7 @@ def test_yolo_anchor_free(layout, form, objectness, scores):
         "ltrb": [0.25, 1, 0.75, 0],
         # means of the bins 0 to 3: the same four distances
         "dfl": np.log(
-            [[0.75, 0.25, 0, 0], [0, 1, 0, 0], [0.25, 0.75, 0, 0], [1, 0, 0, 0]] + np.array(1e-9)
+            np.add([[0.75, 0.25, 0, 0], [0, 1, 0, 0], [0.25, 0.75, 0, 0], [1, 0, 0, 0]], 1e-9)
         ).ravel(),
     }[form]
     values = [*([0.9] if objectness else []), 0.1, 0.8, 0.2]
