@@ -2,49 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgecv.errors import InputError
 from edgecv.postprocess import boxes as B
 from edgecv.results import Placement
-
-WHOLE = st.integers(-20, 20)
-BOX = st.tuples(WHOLE, WHOLE, WHOLE, WHOLE)
-SOME = st.lists(BOX, min_size=1, max_size=5)
-
-
-def slow_iou(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    inter = width * height if width > 0 and height > 0 else 0
-    areas = [
-        max(0, box[2] - box[0]) * max(0, box[3] - box[1]) if box[2] > box[0] else 0
-        for box in (a, b)
-    ]
-    union = sum(areas) - inter
-    return inter / union if union else 0.0, union
-
-
-def hull(a, b):
-    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
-
-
-@given(SOME, SOME)
-def test_overlaps_equal_the_slow_ones(first, second):
-    a, b = (np.array(boxes, np.float64) for boxes in (first, second))
-    iou, giou, diou = B.iou(a, b), B.giou(a, b), B.diou(a, b)
-    for i, one in enumerate(first):
-        for j, two in enumerate(second):
-            share, union = slow_iou(one, two)
-            assert iou[i, j] == pytest.approx(share)
-            x1, y1, x2, y2 = hull(one, two)
-            around = max(0, x2 - x1) * max(0, y2 - y1) if x2 > x1 else 0
-            assert giou[i, j] == pytest.approx(share - ((around - union) / around if around else 0))
-            distance = (one[0] + one[2] - two[0] - two[2]) ** 2 / 4
-            distance += (one[1] + one[3] - two[1] - two[3]) ** 2 / 4
-            diagonal = (x2 - x1) ** 2 + (y2 - y1) ** 2
-            assert diou[i, j] == pytest.approx(share - (distance / diagonal if diagonal else 0))
 
 
 def test_known_overlaps():

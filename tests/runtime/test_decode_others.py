@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from edgecv.errors import InputError, RuntimeFailure, SpecError
 from edgecv.model import DECODERS
@@ -183,14 +180,6 @@ def test_palette_is_pascal_vocs_and_stable():
     assert len({tuple(c) for c in colors.tolist()}) == 256
     np.testing.assert_array_equal(segment.palette(21), colors[:21])
     assert segment.paint(np.array([[0, 1]]), 2).tolist() == [expected[:2]]
-
-
-@given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 6), st.integers(1, 6))))
-def test_run_lengths_come_back(mask):
-    runs = segment.run_lengths(mask)
-    assert sum(runs[1::2]) == mask.sum()
-    assert all(run > 0 for run in runs[1:])
-    np.testing.assert_array_equal(segment.from_run_lengths(runs, *mask.shape), mask)
 
 
 def test_run_lengths_go_down_the_columns():

@@ -4,8 +4,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from edgecv.errors import InputError
 from edgecv.postprocess.boxes import diou, iou
@@ -49,21 +47,6 @@ def test_greedy_equals_the_slow_reference(kind, count, threshold, measure):
     for groups in (None, classes):
         got = nms(boxes, scores, threshold, classes=groups, measure=measure.__name__)
         assert got.tolist() == slow_nms(boxes, scores, threshold, groups, measure)
-
-
-GRID = st.integers(0, 8)
-CANDIDATE = st.tuples(GRID, GRID, GRID, GRID, st.integers(0, 3), st.integers(0, 2))
-
-
-@given(st.lists(CANDIDATE, max_size=24), st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 0.9]))
-@settings(max_examples=200)
-def test_whole_numbers_with_ties_empty_and_inverted_boxes(candidates, threshold):
-    """Coordinates on a coarse grid: overlaps just at the threshold, equal scores and boxes."""
-    table = np.array(candidates, np.float64).reshape(-1, 6)
-    boxes, scores, classes = table[:, :4], table[:, 4], table[:, 5].astype(np.int64)
-    for groups in (None, classes):
-        got = nms(boxes, scores, threshold, classes=groups)
-        assert got.tolist() == slow_nms(boxes, scores, threshold, groups)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "dense"])
