@@ -123,8 +123,8 @@ def _parse(line: str, where: str) -> tuple[int, NDArray[np.float64]]:
     numbers = np.array(values[1:])
     if not ((numbers >= -0.01) & (numbers <= 1.01)).all():  # labelling tools round
         raise InputError(
-            f"{where}: expected parts of the picture's size from 0 to 1, got {line.strip()[:60]!r}; "
-            f"pixels have to be divided by it"
+            f"{where}: expected parts of the picture's size, 0 to 1 (pixels are to be divided by "
+            f"it), got {line.strip()[:60]!r}"
         )
     if polygon:
         points = numbers.reshape(-1, 2)

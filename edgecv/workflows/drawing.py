@@ -66,7 +66,7 @@ def _lines(result: Classification | Embedding) -> list[tuple[str, Color | None]]
 
 
 def with_bar(picture: Image.Image, lines: Sequence[tuple[str, Color | None]]) -> Image.Image:
-    """``picture`` on top of a black bar with ``lines`` of text, each after a patch of its colour."""
+    """``picture`` above a black bar with ``lines`` of text, each after a patch of its colour."""
     size = max(12, picture.width // 28)
     line_height, margin = round(size * 1.4), size // 2
     bar = line_height * len(lines) + 2 * margin if lines else 0
@@ -200,6 +200,8 @@ def _dots(pen: ImageDraw.ImageDraw, points: Any, radius: int, color: Color) -> N
 
 def _fitting(text: str, room: int, font: Font) -> str:
     """``text``, or as much of it as ``room`` pixels hold, with an ellipsis."""
+    if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow's old font knows Latin-1 only
+        text = text.encode("latin-1", "replace").decode("latin-1")
     measure: Callable[[str], float] = font.getlength
     if measure(text) <= room:
         return text
