@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
-from edgecv.preprocess import Placement
+from edgecv.results import Placement
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 

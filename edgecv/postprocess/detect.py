@@ -10,7 +10,8 @@ Options that every kind of the contract has:
 - ``iou`` (number): NMS threshold; not read where the graph has suppressed already
 - ``max_det`` (integer): at most so many detections a picture
 - ``agnostic`` (bool, false): suppress across classes
-- ``measure`` (``iou`` or ``diou``, ``iou``)
+- ``measure`` (``iou`` or ``diou``, ``iou``): what NMS compares, see :mod:`~edgecv.postprocess.nms`
+- ``clip`` (bool, true): cut boxes at the picture's borders. YOLOX's own evaluation does not.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from edgecv.postprocess.boxes import clip, to_picture
 from edgecv.postprocess.candidates import Candidates
 from edgecv.postprocess.nms import MEASURES, by_score, nms
 from edgecv.postprocess.options import Array, Options
-from edgecv.preprocess import Placement
-from edgecv.results import Detections
+from edgecv.results import Detections, Placement
 from edgecv.spec import ModelSpec
 
 Decoder = Callable[[Mapping[str, Array], Options, float, Sequence[Placement]], Iterator[Candidates]]
@@ -66,6 +66,7 @@ def decode(
     overlap = None if kind in SUPPRESSED else options.threshold("iou", iou)
     limit = options.integer("max_det")
     agnostic, measure = options.flag("agnostic", False), options.choice("measure", MEASURES, "iou")
+    inside = options.flag("clip", True)
     results = []
     for found, placement in zip(
         DECODERS[kind](outputs, options, least, placements), placements, strict=True
@@ -84,7 +85,7 @@ def decode(
                 max_det=limit,
                 measure=measure,
             )
-        results.append(_place(found.take(keep), spec.labels, placement))
+        results.append(_place(found.take(keep), spec.labels, placement, inside))
     return results
 
 
@@ -96,8 +97,12 @@ def _check(found: Candidates, options: Options) -> None:
         )
 
 
-def _place(found: Candidates, labels: tuple[str, ...], placement: Placement) -> Detections:
-    boxes = clip(to_picture(found.boxes, placement), placement.width, placement.height)
+def _place(
+    found: Candidates, labels: tuple[str, ...], placement: Placement, inside: bool
+) -> Detections:
+    boxes = to_picture(found.boxes, placement)
+    if inside:
+        boxes = clip(boxes, placement.width, placement.height)
     points = found.landmarks
     return Detections(
         boxes=boxes.astype(np.float32, copy=False),

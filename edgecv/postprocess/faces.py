@@ -8,7 +8,7 @@ import numpy as np
 
 from edgecv.postprocess.candidates import Candidates, grid
 from edgecv.postprocess.options import Array, Options, expect_shape, no_nan
-from edgecv.preprocess import Placement
+from edgecv.results import Placement
 
 POINTS = 5  # eye, eye (the one at the picture's left first), nose, mouth corner, mouth corner
 

@@ -19,7 +19,7 @@ from edgecv.errors import RuntimeFailure, SpecError
 from edgecv.postprocess.boxes import Floats, from_cxcywh
 from edgecv.postprocess.candidates import Candidates, grid
 from edgecv.postprocess.options import Array, Options, expect_shape, no_nan
-from edgecv.preprocess import Placement
+from edgecv.results import Placement
 
 Outputs = Mapping[str, Array]
 Indices = NDArray[np.intp]
@@ -209,6 +209,10 @@ def yolox(
     all ``strides``, row by row. Option ``decoded`` (bool): false where the graph leaves cx and cy
     as distances from the cell and w and h as logarithms, all in cells; true where it gives
     pixels. The score is objectness times class score.
+
+    The reference's AP on COCO is measured with ``conf`` 0.001, ``iou`` 0.65, ``max_det`` 300,
+    ``multi_label`` true, ``clip`` false, and pictures whose size is rounded down
+    (``size_rounding`` of the preparation).
     """
     raw = options.only_output(outputs)
     decoded, strides = options.flag("decoded"), options.strides()
@@ -330,7 +334,8 @@ def _columns(
         if tensor.ndim == 3 and tensor.shape[1] == channels:
             hint += "; it looks like the layout 'channels-first'"
     expect_shape(tensor, expected, f"{options.where}: the output", hint)
-    return tensor[index] if expected[1] == channels else tensor[index].T
+    columns: Array = tensor[index] if expected[1] == channels else tensor[index].T
+    return columns
 
 
 def end2end(
