@@ -146,9 +146,7 @@ def _labels(
 # --- what the shapes say --------------------------------------------------------------------------
 
 
-def class_count(
-    recipe: Recipe, shapes: Sequence[Shape], p: Preparation, where: str
-) -> int | None:
+def class_count(recipe: Recipe, shapes: Sequence[Shape], p: Preparation, where: str) -> int | None:
     """How many classes the graph's outputs of ``shapes`` have; None where they do not say.
 
     Raises :class:`~edgecv.errors.SpecError` where they are not what the decoding reads.
@@ -203,9 +201,7 @@ def _anchors(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparat
     return found.pop() if len(found) == 1 else MISFIT
 
 
-def _anchor_free(
-    shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation
-) -> int:
+def _anchor_free(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
     first = 4 * (int(str(options["bins"])) if options["boxes"] == "dfl" else 1)
     first += bool(options["objectness"])
     if len(shapes) > 1:
@@ -221,15 +217,11 @@ def _anchor_free(
     return channels - first
 
 
-def _end2end(
-    shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation
-) -> int | None:
+def _end2end(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int | None:
     return None if len(shapes[0]) == 3 and shapes[0][2] == 6 else MISFIT
 
 
-def _fastestdet(
-    shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation
-) -> int:
+def _fastestdet(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
     return shapes[0][1] - 5 if len(shapes[0]) == 4 else MISFIT
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgecv import __version__
 from edgecv.errors import InputError, RecipeError, SpecError
 from edgecv.export.adopt import contract, input_size, recipe_of
-from edgecv.export.recipe import Recipe, adoptable, load_recipe
+from edgecv.export.recipe import Recipe, list_adoptable, load_recipe
 from edgecv.export.ultralytics import UltralyticsNote, read_note
 from edgecv.files import sha256_of
 from edgecv.measure import selftest
@@ -20,7 +20,7 @@ from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model
 from edgecv.onnxfile import read_metadata
 from edgecv.onnxgraph import Header, read_header
-from edgecv.preprocess import Placement
+from edgecv.results import Placement
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Backend
 from edgecv.spec import METADATA_KEY, ModelSpec, write_spec
@@ -87,7 +87,7 @@ def adopt(
     if chosen is None and note is None:
         raise RecipeError(
             f"{source}: what its input and outputs mean cannot be known: give --recipe NAME "
-            f"({', '.join(adoptable())}) or --recipe FILE.toml (export/README.md)"
+            f"({', '.join(list_adoptable())}) or --recipe FILE.toml (export/README.md)"
         )
     with open_backend(RUNTIME, source) as runtime:
         spec, chosen = _contract(runtime, chosen, note, labels, str(source))

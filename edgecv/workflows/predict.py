@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -62,7 +62,7 @@ def predict(
     conf: float | None = None,
     iou: float | None = None,
     note: Callable[[str], None] = lambda text: None,
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """One :class:`Prediction` per picture and per frame, in order.
 
     A broken picture or video does not stop the others: it is a prediction with an ``error``. A

@@ -12,7 +12,7 @@ import importlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,7 +178,7 @@ class _ReadAhead:
 
 def live_frames(
     camera: Camera, name: str, patience_s: float = PATIENCE_S
-) -> Iterator[tuple[Frame, int]]:
+) -> Generator[tuple[Frame, int], None, None]:
     """The newest frame of ``camera`` each time one is asked for; never the same one twice.
 
     Beside it stands how many were skipped so far because newer ones had come. ``Frame.index``
