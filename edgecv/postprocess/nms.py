@@ -36,8 +36,9 @@ Indices: TypeAlias = NDArray[np.intp]
 MEASURES = ("iou", "diou")
 
 DIRECT_PAIRS = 1 << 14  # up to here testing all pairs at once beats any cleverness
-CHUNK_PAIRS = 1 << 18  # pairs tested in one go: about 15 MB of temporary arrays
-FIRST_BLOCK = 64
+CHUNK_PAIRS = 1 << 16  # pairs tested in one go: 4 MB of temporary arrays, which stay in the cache
+BLOCK_PAIRS = 1 << 18  # pairs within one block of the best boxes
+FIRST_BLOCK = 160
 PEEL_SHARE = 16  # the classic loop goes on while a step drops at least one in so many
 ROUNDS = 6  # of the vectorised choice; what a longer chain leaves is settled one by one
 
@@ -289,8 +290,8 @@ def _settle(sweep: _Sweep, test: _Test, limit: int | None) -> list[Indices]:
         if total <= DIRECT_PAIRS or block >= count:
             done.append(sweep.rank[_choose(sweep, partners, test)])
             break
-        # the best boxes are settled first, as many as make about CHUNK_PAIRS pairs
-        size = min(block, max(FIRST_BLOCK, int(count * (CHUNK_PAIRS / total) ** 0.5)))
+        # the best boxes are settled first, as many as make about BLOCK_PAIRS pairs
+        size = min(block, max(FIRST_BLOCK, int(count * (BLOCK_PAIRS / total) ** 0.5)))
         first = sweep.rank <= np.partition(sweep.rank, size - 1)[size - 1]
         head, rest = sweep.take(np.flatnonzero(first)), sweep.take(np.flatnonzero(~first))
         head = head.take(_choose(head, head.partners(), test))
