@@ -12,17 +12,17 @@ above :data:`READER` is refused.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from edgecv.errors import SpecError
-from edgecv.files import atomic_write, open_binary
+from edgecv.files import atomic_write
+from edgecv.wire import fields, mapped, text, varint
 
 VERSION = 1  # of the contracts that this code writes
 READER = 1  # the highest min_reader that this code understands
@@ -325,13 +325,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     path = Path(path)
     found: dict[str, str] = {}
-    with open_binary(path) as file:
-        graph_seen = False
-        for number, start, size in _fields(file, path):
-            graph_seen = graph_seen or number == _GRAPH
-            if number == _METADATA:
-                file.seek(start)
-                key, value = _entry(file.read(size), path)
+    graph_seen = False
+    with mapped(path) as data:
+        for field_ in fields(data, path):
+            graph_seen = graph_seen or field_.number == _GRAPH
+            if field_.number == _METADATA:
+                key, value = _entry(data[field_.start : field_.end], path)
                 found[key] = value
     if not graph_seen:
         raise SpecError(f"{path}: not an ONNX model (there is no graph in it)")
@@ -359,67 +358,16 @@ def write_spec(
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     kept = []
-    file = io.BytesIO(data)
     position = 0
-    for number, start, size in _fields(file, Path(path)):
-        end = start + size
+    for number, start, end, _ in fields(data, Path(path)):
         if not (number == _METADATA and _entry(data[start:end], Path(path))[0] == METADATA_KEY):
             kept.append(data[position:end])
         position = end
     key, value = METADATA_KEY.encode(), spec.to_json().encode()
-    entry = b"\x0a" + _varint(len(key)) + key + b"\x12" + _varint(len(value)) + value
-    tag = _varint(_METADATA << 3 | 2)
+    entry = b"\x0a" + varint(len(key)) + key + b"\x12" + varint(len(value)) + value
+    tag = varint(_METADATA << 3 | 2)
     with atomic_write(path) as out:
-        out.writelines([*kept, tag, _varint(len(entry)), entry])
-
-
-def _fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
-    """The top-level fields of a protobuf message: number, start of the value, its size."""
-    end = file.seek(0, os.SEEK_END)
-    position = 0
-    while position < end:
-        file.seek(position)
-        head = file.read(20)  # a tag and a length, each at most 10 bytes
-        tag, used = _read_varint(head, 0, path)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            start = position + used
-            size = _read_varint(head, used, path)[1] - used
-        elif wire == 2:
-            size, used = _read_varint(head, used, path)
-            start = position + used
-        elif wire in (1, 5):
-            start, size = position + used, 8 if wire == 1 else 4
-        else:
-            raise SpecError(f"{path}: not an ONNX model, or a damaged one (wire type {wire})")
-        if number == 0 or start + size > end:
-            raise SpecError(
-                f"{path}: not an ONNX model, or cut off (a field ends {start + size - end} bytes "
-                f"behind the end of the file); copy or export it again"
-            )
-        yield number, start, size
-        position = start + size
-
-
-def _read_varint(data: bytes, position: int, path: Path) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise SpecError(f"{path}: not an ONNX model, or cut off in the middle of a field")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+        out.writelines([*kept, tag, varint(len(entry)), entry])
 
 
 def _entry(data: bytes, path: Path) -> tuple[str, str]:
@@ -427,10 +375,7 @@ def _entry(data: bytes, path: Path) -> tuple[str, str]:
     if len(data) > MAX_SPEC_BYTES:
         raise SpecError(f"{path}: a metadata entry of {len(data)} bytes; that is no contract")
     texts = {1: "", 2: ""}
-    for number, start, size in _fields(io.BytesIO(data), path):
-        if number in texts:
-            try:
-                texts[number] = data[start : start + size].decode()
-            except UnicodeDecodeError as error:
-                raise SpecError(f"{path}: a metadata entry is not UTF-8 text") from error
+    for entry in fields(data, path):
+        if entry.number in texts:
+            texts[entry.number] = text(data, entry, path)
     return texts[1], texts[2]

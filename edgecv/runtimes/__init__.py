@@ -17,6 +17,7 @@ from edgecv.runtimes.base import Backend, Probe, RuntimeOptions
 
 BACKENDS = {
     "onnxruntime": "edgecv.runtimes.ort:OrtBackend",
+    "openvino": "edgecv.runtimes.ov:OvBackend",
     "fake": "edgecv.runtimes.fake:FakeBackend",
 }
 ALIASES = {"ort": "onnxruntime"}
