@@ -41,14 +41,24 @@ def mapped(path: str | os.PathLike[str]) -> Iterator[Buffer]:
 
 
 def fields(
-    data: Buffer, where: Path | str, start: int = 0, end: int | None = None
+    data: Buffer,
+    where: Path | str,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    limit: int | None = None,
 ) -> Iterator[Field]:
     """The fields of the message in ``data[start:end]``, in order.
 
-    Raises :class:`SpecError`, naming ``where``, for bytes that are no message or one cut off.
+    Raises :class:`SpecError`, naming ``where``, for bytes that are no message or one cut off, and
+    for more than ``limit`` fields: a hostile file of empty fields would be walked for hours.
     """
     position, end = start, len(data) if end is None else end
+    count = 0
     while position < end:
+        count += 1
+        if limit is not None and count > limit:
+            raise SpecError(f"{where}: not an ONNX model (over {limit} fields at one level)")
         tag, position = _varint_at(data, position, end, where)
         number, wire, value = tag >> 3, tag & 7, 0
         if wire == 0:

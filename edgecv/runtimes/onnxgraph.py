@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgecv.errors import SpecError
+from edgecv.onnxfile import MAX_FIELDS
 from edgecv.wire import Buffer, Field, fields, mapped, text
 
 MAX_EXTERNAL_BYTES = 2 * 1024**3  # what a protobuf file itself can hold; no edge model has more
@@ -50,7 +51,8 @@ def check_file(path: Path) -> None:
     not read ``/etc/shadow`` into its weights.
     """
     with mapped(path) as data:
-        if not any(field.number == MODEL_GRAPH for field in fields(data, path)):
+        numbers = [field.number for field in fields(data, path, limit=MAX_FIELDS)]
+        if MODEL_GRAPH not in numbers:
             raise SpecError(f"{path}: not an ONNX model (there is no graph in it)")
         # every external tensor has an entry of this key; C finds it 100 times faster than we
         # could walk the graph
