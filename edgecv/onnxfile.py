@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgecv.enginefile import is_engine, read_header
 from edgecv.errors import SpecError
 from edgecv.files import atomic_write
 from edgecv.wire import fields, mapped, text, varint
@@ -23,10 +24,14 @@ _GRAPH, _METADATA = 7, 14  # field numbers of ModelProto
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """All metadata entries of an ONNX file, without loading its graph or weights.
 
+    An engine file (:mod:`edgecv.enginefile`) has those of the ONNX file that it was built from.
+
     Raises :class:`~edgecv.errors.SpecError` for a file that is truncated or not ONNX,
     :class:`~edgecv.errors.InputError` for one that is not there.
     """
     path = Path(path)
+    if is_engine(path):
+        return dict(read_header(path).metadata)
     found: dict[str, str] = {}
     graph_seen = False
     with mapped(path) as data:

@@ -54,6 +54,7 @@ def _register() -> None:
     from edgecv.cli import (
         backends,
         bench,
+        build,
         doctor,
         evaluate,
         export,
@@ -72,6 +73,7 @@ def _register() -> None:
         "eval": evaluate.command,
         "verify": verify.command,
         "bench": bench.command,
+        "build": build.command,
         "train": train.command,
         "models": models.command,
         "backends": backends.command,
