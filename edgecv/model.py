@@ -174,7 +174,9 @@ def load(
     """
     spec = read_spec(path)
     options = options or RuntimeOptions()
-    runtime = open_backend(backend, path, dataclasses.replace(options, build=build))
+    runtime = open_backend(
+        backend, path, dataclasses.replace(options, build=build and options.build)
+    )
     try:
         return Model(spec, runtime)
     except BaseException:

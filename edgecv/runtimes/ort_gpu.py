@@ -1,14 +1,15 @@
 """ONNX Runtime on NVIDIA GPUs: the CUDA and the TensorRT execution providers.
 
 onnxruntime falls back to the CPU without an error, and ``get_providers()`` lists what is
-registered, not what runs. So one run is profiled when the model is opened, and the provider of every node that
-ran is read from the profile.
+registered, not what runs. So one run is profiled when the model is opened, and the provider of
+every node that ran is read from the profile.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -169,6 +170,10 @@ class OrtTensorRtBackend(OrtCudaBackend):
     def _providers(self, options: RuntimeOptions) -> list[Any]:
         folder = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
         folder.mkdir(parents=True, exist_ok=True)
+        if options.precision != "tf32":
+            # The provider has no option for it and TensorRT's default is on; NVIDIA's libraries
+            # read this variable when they start, which they do with the first session
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
         settings = {
             "device_id": str(int(options.device or 0)),
             "trt_engine_cache_enable": "1",

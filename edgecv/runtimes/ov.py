@@ -178,6 +178,13 @@ class OvBackend(Backend):
             request.infer()
         except RuntimeError as error:
             raise RuntimeFailure(f"{self.path}: OpenVINO: {_message(error)}") from error
+        for name, array in buffers.items():  # OpenVINO reshapes a buffer that is too large
+            shape = tuple(request.get_output_tensor(self._results[name]).shape)
+            if shape != array.shape:
+                raise RuntimeFailure(
+                    f"{self.path.name}: output {name!r} is {list(shape)} for these feeds, its "
+                    f"buffer {list(array.shape)}"
+                )
 
     def _run_many(self, many: Iterator[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
         assert self._compiled is not None

@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX: one implementation over two libraries of the same interface.
 
 A file is an engine (``edgecv build``), or an ``.onnx``, whose engine is then taken from the cache
-or built into it. CUDA memory and streams go through cuda-python; neither torch nor pycuda is needed.
+or built into it. CUDA memory and streams go through cuda-python; neither torch nor pycuda is
+needed.
 """
 
 from __future__ import annotations
