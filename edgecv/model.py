@@ -25,6 +25,7 @@ MAX_BATCH = 32  # pictures in one run of a dynamic-batch file; more only costs m
 # task -> "module:function(outputs, spec, placements, conf, iou) -> one result per picture"
 DECODERS = {
     "classify": "edgecv.postprocess.classify:decode",
+    "detect": "edgecv.postprocess.detect:decode",
 }
 
 

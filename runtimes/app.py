@@ -12,6 +12,7 @@ from pathlib import Path
 
 import edgecv
 
+
 def folder(path):
     """Each picture of a folder, in the order of its name."""
     for picture in sorted(Path(path).iterdir()):
