@@ -98,6 +98,7 @@ class OvBackend(Backend):
             ) from error
         self._compiled: ov.CompiledModel | None = compiled
         self._idle: deque[Any] = deque()  # infer requests; append and pop are atomic
+        self._bound: deque[_Binding] = deque()  # those of run_into
         # a port answers to several names, those of casts and folded nodes beside it among them
         inputs, outputs = (
             tuple(_tensor(port, names) for port in ports)
@@ -156,35 +157,25 @@ class OvBackend(Backend):
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         request = self._request()
         try:
-            results = request.infer(feeds, share_inputs=True, share_outputs=True)
-            # a request's output memory is its own, and the next run's: the caller gets a copy
-            return {name: results[index].copy() for name, index in self._results.items()}
+            # outputs are copied: a request's own memory is overwritten by its next run
+            results = request.infer(feeds, share_inputs=True, share_outputs=False)
+            return dict(zip(self._results, results.values(), strict=True))
         except RuntimeError as error:
             raise RuntimeFailure(f"{self.path}: OpenVINO: {_message(error)}") from error
         finally:
             self._idle.append(request)
 
     def _run_into(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
-        import openvino as ov
-
-        # a request of its own: buffers that were set stay with a request after the run
-        assert self._compiled is not None
-        request = self._compiled.create_infer_request()
         try:
-            for name, array in feeds.items():
-                request.set_input_tensor(self._ports[name], ov.Tensor(array, shared_memory=True))
-            for name, array in buffers.items():
-                request.set_output_tensor(self._results[name], ov.Tensor(array, shared_memory=True))
-            request.infer()
+            binding = self._bound.pop()
+        except IndexError:
+            assert self._compiled is not None  # run_into() refuses closed backends
+            binding = _Binding(self._compiled.create_infer_request(), self._ports, self._results)
+        try:
+            binding.run(feeds, buffers)
         except RuntimeError as error:
             raise RuntimeFailure(f"{self.path}: OpenVINO: {_message(error)}") from error
-        for name, array in buffers.items():  # OpenVINO reshapes a buffer that is too large
-            shape = tuple(request.get_output_tensor(self._results[name]).shape)
-            if shape != array.shape:
-                raise RuntimeFailure(
-                    f"{self.path.name}: output {name!r} is {list(shape)} for these feeds, its "
-                    f"buffer {list(array.shape)}"
-                )
+        self._bound.append(binding)  # not one that failed: it may hold half of other buffers
 
     def _run_many(self, many: Iterator[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
         assert self._compiled is not None
@@ -216,7 +207,55 @@ class OvBackend(Backend):
 
     def _close(self) -> None:
         self._idle.clear()
+        self._bound.clear()
         self._compiled = None
+
+
+class _Binding:
+    """An infer request that reads and writes the caller's own memory.
+
+    Binding costs more than a small net does: a caller who comes with the same arrays again, as one
+    who owns buffers will, pays for it once. Until others come, these arrays are kept alive.
+    """
+
+    def __init__(self, request: Any, ports: Mapping[str, int], results: Mapping[str, int]) -> None:
+        self._request, self._ports, self._results = request, ports, results
+        self._bound: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
+        self._shapes: list[tuple[int, ...]] = []
+
+    def run(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
+        shapes = [array.shape for array in (*feeds.values(), *buffers.values())]
+        known = shapes == self._shapes and all(
+            bound.get(name) is array
+            for bound, arrays in zip(self._bound, (feeds, buffers), strict=True)
+            for name, array in arrays.items()
+        )
+        if not known:
+            self._bind(feeds, buffers)
+        self._request.infer()
+        if not known:
+            self._check(buffers)
+            self._bound, self._shapes = (dict(feeds), dict(buffers)), shapes
+
+    def _bind(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
+        import openvino as ov
+
+        for name, array in feeds.items():
+            self._request.set_input_tensor(self._ports[name], ov.Tensor(array, shared_memory=True))
+        for name, array in buffers.items():
+            self._request.set_output_tensor(
+                self._results[name], ov.Tensor(array, shared_memory=True)
+            )
+
+    def _check(self, buffers: Mapping[str, Array]) -> None:
+        """OpenVINO reshapes a buffer that is too large, and says nothing."""
+        for name, array in buffers.items():
+            shape = tuple(self._request.get_output_tensor(self._results[name]).shape)
+            if shape != array.shape:
+                raise RuntimeFailure(
+                    f"output {name!r} is {list(shape)} for these feeds, its buffer "
+                    f"{list(array.shape)}"
+                )
 
 
 def _tensor(port: Any, declared: list[str]) -> TensorSpec:
