@@ -74,7 +74,7 @@ class Model:
         return prepare(picture, self.spec.preparation, dtype=dtype, color=color)
 
     def check_thresholds(self, conf: float | None, iou: float | None) -> None:
-        """Refuse thresholds outside 0 to 1, or of a task without boxes, which would ignore them."""
+        """Refuse thresholds outside 0 to 1, or for a task that would ignore them."""
         for name, value in (("conf", conf), ("iou", iou)):
             if value is not None and self.spec.task != "detect":
                 raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")
