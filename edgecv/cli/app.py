@@ -57,6 +57,7 @@ def _register() -> None:
         doctor,
         evaluate,
         export,
+        gallery,
         inspect,
         models,
         predict,
@@ -80,6 +81,7 @@ def _register() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    app.add_typer(gallery.app)
 
 
 @app.callback(invoke_without_command=True)

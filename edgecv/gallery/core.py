@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from edgecv.errors import InputError
 from edgecv.gallery.engine import Engine, check_name, mean_template, unknown_name
-from edgecv.gallery.folder import FolderEngine
+from edgecv.gallery.folder import MANIFEST, FolderEngine
 from edgecv.gallery.metrics import accepts, better_by, check_vectors, is_similarity, pair_scores
 from edgecv.gallery.milvus import MilvusEngine, is_milvus
 from edgecv.gallery.settings import Settings, Space
@@ -244,6 +245,13 @@ class Gallery:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def exists(where: str | os.PathLike[str]) -> bool:
+    """Whether there is a gallery at ``where``, whole or damaged."""
+    return (
+        MilvusEngine.exists(str(where)) if is_milvus(where) else (Path(where) / MANIFEST).exists()
+    )
 
 
 def _decide(

@@ -57,6 +57,15 @@ class MilvusEngine:
                 )
             self._client.load_collection(self._collection)
 
+    @staticmethod
+    def exists(where: str) -> bool:
+        """Whether the collection is there."""
+        client, collection = _connect(where)
+        with _mapped(where):
+            found = bool(client.has_collection(collection))
+            client.close()
+        return found
+
     @classmethod
     def create(cls, where: str, settings: Settings) -> MilvusEngine:
         """A new, empty collection; one that is there already is refused."""

@@ -10,6 +10,7 @@ from typing import Any
 from edgecv.evaluate.imagenet import read_folder, topk_hits
 from edgecv.model import load
 from edgecv.progress import Progress, silent
+from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
 from edgecv.workflows.stream import outputs_of
 
 
@@ -37,14 +38,28 @@ def evaluate(
     backend: str = "auto",
     classes: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    detector: str | os.PathLike[str] | None = None,
+    far: float = FAR,
     progress: Progress = silent,
-) -> ClassificationScore:
+) -> ClassificationScore | VerificationScore:
     """Score the file ``model`` on ``dataset``: a folder per class (see
-    :func:`edgecv.evaluate.imagenet.read_folder` for how names are matched).
+    :func:`edgecv.evaluate.imagenet.read_folder` for how names are matched), or for an embedding net
+    a file of pairs (see :func:`edgecv.workflows.pairs.evaluate_pairs`, also for ``detector`` and
+    ``far``).
 
     Every picture counts; one that cannot be read is an :class:`~edgecv.errors.InputError`.
     """
     with load(model, backend=backend) as opened:
+        if opened.spec.task == "embed":
+            return evaluate_pairs(
+                opened,
+                dataset,
+                detector=detector,
+                backend=backend,
+                far=far,
+                limit=limit,
+                progress=progress,
+            )
         data = read_folder(
             Path(dataset), opened.spec, Path(classes) if classes is not None else None, limit
         )
