@@ -50,23 +50,23 @@ def check_vectors(
     infinite values, values too large to be squared, a zero vector under cosine (it has no
     direction) and negative values under chi-square (it compares histograms).
     """
-    try:
-        array = np.asarray(vectors, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: expected numbers, got {type(vectors).__name__}") from error
-    array = array[None] if array.ndim == 1 else array
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{what}: expected shape [N, D] or [D], got {list(np.shape(vectors))}")
-    if dimension is not None and array.shape[1] != dimension:
-        raise InputError(
-            f"{what}: expected {dimension} values per vector, got {array.shape[1]}: they come from "
-            f"another model"
-        )
-    if len(array) == 1 and metric != "chi-square":  # a query: among few vectors this is what costs
-        square = float(array[0].dot(array[0]))
-        if 0 < square < math.inf:
-            return array
-    squares = np.einsum("nd,nd->n", array, array)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told below
+        try:
+            array = np.asarray(vectors, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{what}: expected numbers, got {type(vectors).__name__}") from error
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise InputError(f"{what}: expected shape [N, D] or [D], got {list(np.shape(vectors))}")
+        if dimension is not None and array.shape[1] != dimension:
+            raise InputError(
+                f"{what}: expected {dimension} values per vector, got {array.shape[1]}: they come "
+                f"from another model"
+            )
+        one = len(array) == 1 and metric != "chi-square"
+        if one and 0 < float(array[0].dot(array[0])) < math.inf:
+            return array  # a query: what is left to check costs as much as searching 1,000 vectors
+        squares = np.einsum("nd,nd->n", array, array)
     if not np.isfinite(squares).all():
         bad = int(np.flatnonzero(~np.isfinite(squares))[0])
         kind = "NaN or infinite" if not np.isfinite(array[bad]).all() else "too large"

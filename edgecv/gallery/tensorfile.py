@@ -116,7 +116,7 @@ def _entry(name: str, entry: Any, path: Path) -> tuple[np.dtype[Any], list[int],
     sizes = [*shape, start, stop] if isinstance(shape, list) else [-1]
     if not all(type(size) is int and size >= 0 for size in sizes):
         raise InputError(f"{path}: damaged: tensor {name!r} has the shape {shape}")
-    if code not in DTYPES:
+    if not isinstance(code, str) or code not in DTYPES:
         raise InputError(
             f"{path}: tensor {name!r} is of dtype {code}; expected one of {', '.join(DTYPES)}"
         )
