@@ -76,7 +76,7 @@ def test_from_a_photograph_to_a_name(detector, embedder, tmp_path):
     ) as pipeline:
         detector.faces = [TEMPLATE + 20]
         pipeline.enrol("anna", photograph(1))
-        detector.faces = [TEMPLATE + (200, 90), TEMPLATE + 20]
+        detector.faces = [TEMPLATE + np.array([200, 90]), TEMPLATE + 20]
         faces = pipeline(photograph(1))
         assert [face.identity.name for face in faces] == [None, "anna"]
         assert [face.score for face in faces] == pytest.approx([0.9, 0.8])
