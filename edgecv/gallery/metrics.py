@@ -18,6 +18,7 @@ from edgecv.errors import InputError
 METRICS = ("cosine", "euclidean", "squared-euclidean", "chi-square")
 
 Vectors = NDArray[np.float32]
+_LARGEST = 1e38  # of |x|^2, so that it and products with it are finite in float32
 
 
 def check_metric(metric: str) -> None:
@@ -50,22 +51,28 @@ def check_vectors(
     infinite values, values too large to be squared, a zero vector under cosine (it has no
     direction) and negative values under chi-square (it compares histograms).
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told below
+    if isinstance(vectors, np.ndarray) and vectors.dtype == np.float32:
+        array = vectors
+    else:
         try:
-            array = np.asarray(vectors, np.float32)
+            with np.errstate(over="ignore"):  # an infinite value is told below
+                array = np.asarray(vectors, np.float32)
         except (TypeError, ValueError) as error:
             raise InputError(f"{what}: expected numbers, got {type(vectors).__name__}") from error
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] == 0:
-            raise InputError(f"{what}: expected shape [N, D] or [D], got {list(np.shape(vectors))}")
-        if dimension is not None and array.shape[1] != dimension:
-            raise InputError(
-                f"{what}: expected {dimension} values per vector, got {array.shape[1]}: they come "
-                f"from another model"
-            )
-        one = len(array) == 1 and metric != "chi-square"
-        if one and 0 < float(array[0].dot(array[0])) < math.inf:
-            return array  # a query: what is left to check costs as much as searching 1,000 vectors
+    array = array[None] if array.ndim == 1 else array
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise InputError(f"{what}: expected shape [N, D] or [D], got {list(np.shape(vectors))}")
+    if dimension is not None and array.shape[1] != dimension:
+        raise InputError(
+            f"{what}: expected {dimension} values per vector, got {array.shape[1]}: they come from "
+            f"another model"
+        )
+    if len(array) == 1 and metric != "chi-square":
+        # A query: the checks below cost as much as searching 1,000 vectors
+        wide = array[0].astype(np.float64)
+        if 0 < wide.dot(wide) < _LARGEST:
+            return array
+    with np.errstate(over="ignore"):
         squares = np.einsum("nd,nd->n", array, array)
     if not np.isfinite(squares).all():
         bad = int(np.flatnonzero(~np.isfinite(squares))[0])
