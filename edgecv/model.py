@@ -26,6 +26,8 @@ DECODERS = {
     "classify": "edgecv.postprocess.classify:decode",
     "detect": "edgecv.postprocess.detect:decode",
     "embed": "edgecv.postprocess.embed:decode",
+    "segment": "edgecv.postprocess.segment:decode",
+    "landmarks": "edgecv.postprocess.landmarks:decode",
 }
 
 

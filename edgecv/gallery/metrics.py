@@ -7,7 +7,6 @@ alike: ``|x - y|^2 = 2 - 2 cos(x, y)``, so a cosine threshold ``t`` is the squar
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np

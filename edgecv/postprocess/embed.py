@@ -1,4 +1,4 @@
-"""Embeddings: the net's vector, scaled to length 1 where the contract says so."""
+"""Embeddings: the output vector, of length 1 where the contract says so."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ def decode(
     conf: float | None = None,
     iou: float | None = None,
 ) -> list[Embedding]:
-    """One :class:`Embedding` per picture, from an output ``[N, D]`` or ``[N, D, 1, 1]``.
+    """One :class:`Embedding` per picture, from one output ``[N, D]`` (or ``[N, D, 1, 1]``).
 
-    The option ``normalize`` (false where it is absent) scales each vector to length 1. ``conf`` and
-    ``iou`` are None: no boxes. A vector that is NaN, infinite or, to be normalized, zero is a
-    :class:`~edgecv.errors.RuntimeFailure`.
+    Option ``normalize`` (bool): divide each vector by its length. ``conf`` and ``iou`` are None.
     """
     options = Options(spec)
-    values = options.only_output(outputs)
-    vectors = values.reshape(len(values), -1).astype(np.float64)
-    if values.size != vectors.shape[0] * values.shape[1]:
-        raise RuntimeFailure(
-            f"{options.where}: expected one vector per picture, got a tensor {list(values.shape)}"
-        )
-    if options.flag("normalize", False):
+    raw = options.only_output(outputs)
+    if raw.ndim < 2 or raw[:1].size != raw.shape[1]:
+        raise RuntimeFailure(f"{options.where}: expected vectors [N, D], got {list(raw.shape)}")
+    vectors = raw.reshape(raw.shape[:2]).astype(np.float64)
+    if not np.isfinite(vectors).all():
+        raise RuntimeFailure(f"{options.where}: the vectors are NaN or infinite: a damaged file")
+    if options.flag("normalize"):
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not lengths.all():
-            raise RuntimeFailure(f"{options.where}: the model gave a zero vector for a picture")
+        if (lengths == 0).any():
+            raise RuntimeFailure(f"{options.where}: a vector of zeros has no direction")
         vectors /= lengths
     return [Embedding(vector) for vector in vectors.astype(np.float32)]

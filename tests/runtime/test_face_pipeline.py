@@ -6,11 +6,10 @@ from PIL import Image
 
 import edgecv
 from edgecv.align import TEMPLATE
-from edgecv.errors import InputError, RuntimeFailure
+from edgecv.errors import InputError
 from edgecv.faces import FacePipeline
 from edgecv.gallery import Gallery, Settings
 from edgecv.model import Model, load
-from edgecv.postprocess.embed import decode
 from edgecv.results import Detections
 from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, write_spec
 
@@ -134,21 +133,3 @@ def test_a_detector_without_landmarks_cannot_align(detector, embedder, monkeypat
     monkeypatch.setattr(Detector, "__call__", lambda self, picture, conf=None: found)
     with pytest.raises(InputError, match="gives 0 landmarks; alignment needs 5"):
         FacePipeline(detector, embedder, backend="fake")(photograph(1))
-
-
-def test_embeddings_are_decoded_as_the_contract_says():
-    output = TensorSpec("embedding", (2, 3))
-    unit = spec("embed", output, Decoding("embedding", {"normalize": True}))
-    plain = spec("embed", output, Decoding("embedding"))
-    values = np.array([[3, 0, 4], [0, 2, 0]], np.float16)
-    found = [e.vector.tolist() for e in decode({"embedding": values}, unit, [])]
-    assert found == [pytest.approx([0.6, 0, 0.8]), [0, 1, 0]]
-    assert decode({"embedding": values}, plain, [])[0].vector.tolist() == [3, 0, 4]
-    assert len(decode({"embedding": values[:, :, None, None]}, plain, [])) == 2
-    for bad, message in [
-        (np.zeros((1, 3), np.float32), "zero vector"),
-        (np.full((1, 3), np.nan, np.float32), "NaN"),
-        (np.zeros((1, 3, 2), np.float32), "one vector per picture"),
-    ]:
-        with pytest.raises(RuntimeFailure, match=message):
-            decode({"embedding": bad}, unit, [])
