@@ -1,23 +1,29 @@
 """``edgecv gallery`` as a user meets it, on the fake backend: every step of a door's life."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from edgecv.cli.app import main
 from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, write_spec
 
 
-def edgecv(*arguments, code=0):
-    command = [str(Path(sys.executable).parent / "edgecv"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout if "--json" in arguments else done.stdout + done.stderr
+@pytest.fixture
+def edgecv(monkeypatch, capsys):
+    """Run the command in this process (test_commands.py starts it as users do)."""
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["edgecv", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said
+        return said.out if "--json" in arguments else said.out + said.err
+
+    return run
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def net(tmp_path):
     return path
 
 
-def test_the_life_of_a_gallery(net, tmp_path):
+def test_the_life_of_a_gallery(edgecv, net, tmp_path):
     door, a, b, c = (tmp_path / name for name in ("door", "a.png", "b.png", "c.png"))
     model = ("-m", net, "--backend", "fake")
     assert "needs a threshold" in edgecv("gallery", "enrol", door, "anna", a, *model, code=2)
@@ -68,7 +74,7 @@ def test_the_life_of_a_gallery(net, tmp_path):
     assert "no gallery here" in edgecv("gallery", "list", tmp_path / "nowhere", code=2)
 
 
-def test_pairs_are_evaluated_and_give_the_threshold(net, tmp_path):
+def test_pairs_are_evaluated_and_give_the_threshold(edgecv, net, tmp_path):
     pairs = tmp_path / "pairs.csv"
     lines = [f"{x}.png,{y}.png,{'yes' if x == y else 'no'}" for x in "abc" for y in "abc"]
     pairs.write_text("\n".join(["left,right,same", *lines]))
