@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
+from edgecv.evaluate.coco import sample
 from edgecv.gallery.metrics import accepts
 from edgecv.gallery.thresholds import most_accurate, roc
 
@@ -42,7 +43,7 @@ def read_pairs(path: Path, limit: int | None = None) -> Pairs:
     a decision (yes/no, true/false, same/different, 1/0), and LFW's ``pairs.txt`` (``10 300``, then
     ``NAME 1 4`` or ``NAME 1 OTHER 2`` for ``NAME/NAME_0001.jpg``), which has folds of its own.
     A CSV's pairs are dealt out to ten folds in turn, those of one person and those of two
-    separately, so that every fold has both. ``limit`` keeps that many, evenly spread.
+    separately, so that every fold has both. ``limit`` draws that many by seed.
 
     Raises :class:`~edgecv.errors.InputError` for anything else, and for absent pictures.
     """
@@ -51,9 +52,7 @@ def read_pairs(path: Path, limit: int | None = None) -> Pairs:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable text file ({error})") from error
     rows = _read_csv(text, path) if "," in text.partition("\n")[0] else _read_lfw(text, path)
-    if limit is not None and limit < len(rows):
-        kept = np.linspace(0, len(rows) - 1, limit).round().astype(int)
-        rows = [rows[i] for i in kept]
+    rows = sample(rows, limit)
     index: dict[str, int] = {}
     for row in rows:
         for name in row[:2]:

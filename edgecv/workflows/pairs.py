@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from edgecv.gallery.metrics import Vectors, pair_scores
 from edgecv.gallery.thresholds import Choice, at_far, most_accurate, roc
 from edgecv.model import Model
 from edgecv.progress import Progress, silent
+from edgecv.workflows.score import Score, common
 
 FAR = 0.001  # the false-accept rate wanted where none is given
 FARS = (0.1, 0.01, 0.001, 0.0001)
@@ -24,7 +24,7 @@ METRIC = "cosine"
 
 
 @dataclass(frozen=True)
-class VerificationScore:
+class VerificationScore(Score):
     """How well pairs of pictures are told apart; rates from 0 to 1.
 
     ``accuracy`` and ``correct``: over ``folds`` folds, each judged by a threshold chosen on the
@@ -33,8 +33,6 @@ class VerificationScore:
     which flatters both. ``no_face``: pictures without one, whose pairs count as not accepted.
     """
 
-    task: str
-    count: int
     same: int
     pictures: int
     accuracy: float
@@ -52,11 +50,6 @@ class VerificationScore:
     same_mean: float
     different_mean: float
     no_face: tuple[str, ...]
-    backend: str
-    precision: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def evaluate_pairs(
@@ -99,8 +92,7 @@ def evaluate_pairs(
     curve = roc(scores, pairs.same, METRIC)
     chosen = at_far(curve, far)
     return VerificationScore(
-        task=embedder.spec.task,
-        count=len(scores),
+        **common(embedder, len(scores)),
         same=int(pairs.same.sum()),
         pictures=len(pairs.pictures),
         accuracy=float(np.mean(by_fold)),
@@ -118,6 +110,4 @@ def evaluate_pairs(
         same_mean=float(scores[pairs.same].mean()),
         different_mean=float(scores[~pairs.same].mean()),
         no_face=tuple(no_face),
-        backend=embedder.info.backend,
-        precision=embedder.info.precision,
     )
