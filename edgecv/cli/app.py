@@ -59,6 +59,7 @@ def _register() -> None:
         doctor,
         evaluate,
         export,
+        gallery,
         inspect,
         models,
         predict,
@@ -84,6 +85,7 @@ def _register() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    app.add_typer(gallery.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -25,13 +25,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
 from edgecv.results import Detections
+
+T = TypeVar("T")
 
 MIN_SCORE = 0.001  # of the boxes that an evaluation looks at: the curve's tail, as is usual
 MAX_DETECTIONS = 100  # a picture; COCO's own
@@ -68,7 +70,7 @@ class AveragePrecision:
     per_class: dict[str, float]
 
 
-def sample(pictures: Sequence[Path], limit: int | None, seed: int = 0) -> list[Path]:
+def sample(pictures: Sequence[T], limit: int | None, seed: int = 0) -> list[T]:
     """``limit`` of ``pictures`` drawn by ``seed``, in their order; all of them for ``None``."""
     if limit is None or limit >= len(pictures):
         return list(pictures)
