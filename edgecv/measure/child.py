@@ -38,7 +38,7 @@ def measure_model(request: dict[str, Any]) -> dict[str, Any]:
     with model:
         (tensor,) = model.spec.inputs
         batch = _batch(tensor.shape[0], request["batch"], request["scenario"], request["model"])
-        feeds = {tensor.name: inputs(model.spec.preparation, SEED, batch)}
+        feeds = {tensor.name: inputs(model.spec.preparation, SEED, batch, tensor.dtype)}
         started = time.perf_counter()
         model.runtime.run(feeds)
         first_ms = (time.perf_counter() - started) * 1e3
