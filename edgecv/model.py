@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import overload
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError, SpecError
-from edgecv.postprocess.classify import classifications
-from edgecv.preprocess import Picture, prepare
-from edgecv.results import Classification
+from edgecv.preprocess import Picture, Prepared, prepare, stack
+from edgecv.results import Placement, Result
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Array, Backend, RuntimeInfo, RuntimeOptions
 from edgecv.spec import ModelSpec, TensorSpec, read_spec
 
 MAX_BATCH = 32  # pictures in one run of a dynamic-batch file; more only costs memory on a CPU
+
+# task -> "module:function(outputs, spec, placements, conf, iou) -> one result per picture"
+DECODERS = {
+    "classify": "edgecv.postprocess.classify:decode",
+}
 
 
 class Model:
@@ -33,29 +38,12 @@ class Model:
         self.spec, self.runtime = spec, runtime
         _match(spec.inputs, runtime.inputs, "input", runtime.path)
         _match(spec.outputs, runtime.outputs, "output", runtime.path)
+        self._decode = _decoder(spec, runtime.path)
 
     @property
     def info(self) -> RuntimeInfo:
         return self.runtime.info
 
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # a str is a Sequence[str] to mypy
-        self,
-        pictures: Picture,
-        *,
-        color: str = ...,
-        conf: float | None = ...,
-        iou: float | None = ...,
-    ) -> Classification: ...
-    @overload
-    def __call__(
-        self,
-        pictures: Sequence[Picture],
-        *,
-        color: str = ...,
-        conf: float | None = ...,
-        iou: float | None = ...,
-    ) -> list[Classification]: ...
     def __call__(
         self,
         pictures: Picture | Sequence[Picture],
@@ -63,34 +51,64 @@ class Model:
         color: str = "rgb",
         conf: float | None = None,
         iou: float | None = None,
-    ) -> Classification | list[Classification]:
+    ) -> Any:
         """Answer one picture with one result, a list of pictures with a list, in its order.
 
         A picture is a path, a PIL image, or an array ``[H, W, 3]`` of uint8 in the order
-        ``color`` (``rgb`` or ``bgr``). ``conf`` and ``iou`` are for tasks that have boxes; a
-        classifier refuses them.
+        ``color`` (``rgb`` or ``bgr``). The result is the task's dataclass of
+        :mod:`edgecv.results` (typed as Any: which one it is stands in the file). ``conf`` (least
+        score) and ``iou`` (overlap that NMS allows) are for tasks that have boxes, and replace the
+        contract's; other tasks refuse them.
         """
-        self.refuse_thresholds(conf, iou)
-        if isinstance(pictures, list | tuple):
-            return self._answer(pictures, color)
-        return self._answer([pictures], color)[0]  # type: ignore[list-item]
+        many = isinstance(pictures, list | tuple)
+        given = cast("Sequence[Picture]", pictures if many else [pictures])
+        prepared = [self.prepare(one, color=color) for one in given]
+        results = self.answer(prepared, conf=conf, iou=iou)
+        return results if many else results[0]
 
-    def refuse_thresholds(self, conf: float | None, iou: float | None) -> None:
-        """Thresholds of boxes mean nothing to a classifier: say so, and do not ignore them."""
-        if conf is not None or iou is not None:
-            raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")
+    def prepare(self, picture: Picture, *, color: str = "rgb") -> Prepared:
+        """``picture`` as the input tensor that the contract asks for."""
+        dtype = self.spec.inputs[0].dtype
+        return prepare(picture, self.spec.preparation, dtype=dtype, color=color)
+
+    def check_thresholds(self, conf: float | None, iou: float | None) -> None:
+        """Refuse thresholds outside 0 to 1, or for a task without boxes, which would ignore them."""
+        for name, value in (("conf", conf), ("iou", iou)):
+            if value is not None and self.spec.task != "detect":
+                raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} must be from 0 to 1, got {value:g}")
+
+    def answer(
+        self, prepared: Sequence[Prepared], *, conf: float | None = None, iou: float | None = None
+    ) -> list[Result]:
+        """The answers to prepared pictures, one each, in order."""
+        self.check_thresholds(conf, iou)
+        results: list[Result] = []
+        for group in same_shape(prepared):
+            outputs = self.infer(stack(group))
+            results += self.decode(outputs, [one.placement for one in group], conf=conf, iou=iou)
+        return results
 
     def raw(self, pictures: Sequence[Picture], *, color: str = "rgb") -> dict[str, Array]:
         """The output tensors for ``pictures`` (at least one), before any decoding.
 
+        The pictures must come to one shape, which they always do unless the file takes any size.
+        """
+        prepared = [self.prepare(one, color=color) for one in pictures]
+        shapes = {one.tensor.shape for one in prepared}
+        if len(shapes) > 1:
+            raise InputError(f"the pictures come to different shapes {sorted(shapes)}: call singly")
+        if not prepared:
+            raise InputError("there are no pictures: the batch is empty")
+        return self.infer(stack(prepared))
+
+    def infer(self, batch: NDArray[Any]) -> dict[str, Array]:
+        """The output tensors for a prepared batch (``spec.inputs[0]``), any N of at least one.
+
         A file with a fixed batch is run as often as it takes; what its last run lacks is filled
         with zeros, and the answers to those are cut off.
         """
-        batch, _ = prepare(pictures, self.spec.preparation, color=color)
-        return self.infer(batch)
-
-    def infer(self, batch: NDArray[np.float32]) -> dict[str, Array]:
-        """The output tensors for prepared pictures ``[N, C, H, W]``, any N of at least one."""
         if len(batch) == 0:
             raise InputError("there are no pictures: the batch is empty")
         (tensor,) = self.spec.inputs
@@ -108,15 +126,19 @@ class Model:
             name: np.concatenate([part[name] for part in parts])[: len(batch)] for name in parts[0]
         }
 
-    def _answer(self, pictures: Sequence[Picture], color: str) -> list[Classification]:
-        if not pictures:
-            return []
-        return self.decode(self.raw(pictures, color=color))
+    def decode(
+        self,
+        outputs: Mapping[str, Array],
+        placements: Sequence[Placement],
+        *,
+        conf: float | None = None,
+        iou: float | None = None,
+    ) -> list[Result]:
+        """The answers that the output tensors of :meth:`infer` mean, one per picture.
 
-    def decode(self, outputs: Mapping[str, Array]) -> list[Classification]:
-        """The answers that the output tensors of :meth:`infer` mean, one per picture."""
-        scores = outputs[self.spec.outputs[0].name]
-        return classifications(scores, self.spec.decoding.kind, self.spec.labels)
+        ``placements`` say where each picture lies in the input (:func:`edgecv.preprocess.prepare`).
+        """
+        return self._decode(outputs, self.spec, placements, conf, iou)
 
     def close(self) -> None:
         """Give the runtime's memory back. Twice does no harm."""
@@ -156,6 +178,26 @@ def load(
     except BaseException:
         runtime.close()
         raise
+
+
+def same_shape(prepared: Sequence[Prepared]) -> list[list[Prepared]]:
+    """Runs of neighbours whose tensors have one shape, each at most :data:`MAX_BATCH` long."""
+    groups: list[list[Prepared]] = []
+    for one in prepared:
+        fits = groups and len(groups[-1]) < MAX_BATCH
+        if fits and groups[-1][0].tensor.shape == one.tensor.shape:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def _decoder(spec: ModelSpec, path: Path) -> Callable[..., list[Result]]:
+    if spec.task not in DECODERS:
+        raise SpecError(f"{path}: this EdgeCV has no decoder for task {spec.task!r}; update it")
+    module, _, name = DECODERS[spec.task].partition(":")
+    found: Callable[..., list[Result]] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _match(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgecv.errors import InputError
 from edgecv.files import open_binary
+from edgecv.results import Placement
 from edgecv.spec import Preparation
 
 if TYPE_CHECKING:
@@ -39,19 +40,13 @@ _KERNELS = {
 }
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where a picture lies in the input: ``input = picture * scale + offset``, per axis, pixels.
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One picture as the model takes it: ``tensor`` in the contract's layout and dtype, without
+    the batch axis, and where the picture lies in it."""
 
-    ``width`` and ``height`` are the source picture's. The way back is what detections need.
-    """
-
-    width: int
-    height: int
-    scale_x: float
-    scale_y: float
-    offset_x: float
-    offset_y: float
+    tensor: NDArray[Any]
+    placement: Placement
 
 
 def open_picture(source: Picture, *, color: str = "rgb") -> Image.Image:
@@ -221,17 +216,31 @@ def normalize(pixels: Pixels, p: Preparation) -> NDArray[np.float32]:
     return out
 
 
+def to_tensor(pixels: Pixels, p: Preparation, dtype: str = "float32") -> NDArray[Any]:
+    """Fitted pixels uint8 ``[..., H, W, C]`` to the input's layout and dtype.
+
+    uint8 stays as it is, since the file does the arithmetic itself; else :func:`normalize`.
+    """
+    if dtype != "uint8":
+        values = normalize(pixels, p)
+        tensor = np.moveaxis(values, -3, -1) if p.layout == "nhwc" else values
+        return np.ascontiguousarray(tensor, dtype)
+    return np.ascontiguousarray(pixels if p.layout == "nhwc" else np.moveaxis(pixels, -1, -3))
+
+
 def prepare(
-    pictures: Sequence[Picture], p: Preparation, *, color: str = "rgb"
-) -> tuple[NDArray[np.float32], list[Placement]]:
-    """Pictures to one batch ``[N, C, height, width]`` and each one's :class:`Placement`."""
-    batch = np.empty((len(pictures), p.channels, p.height, p.width), np.float32)
-    placements = []
-    for index, picture in enumerate(pictures):
-        pixels, placement = fit_pixels(open_picture(picture, color=color), p)
-        batch[index] = normalize(pixels, p)
-        placements.append(placement)
-    return batch, placements
+    picture: Picture, p: Preparation, *, dtype: str = "float32", color: str = "rgb"
+) -> Prepared:
+    """A picture to the tensor that a model with this contract and input dtype takes."""
+    pixels, placement = fit_pixels(open_picture(picture, color=color), p)
+    return Prepared(to_tensor(pixels, p, dtype), placement)
+
+
+def stack(prepared: Sequence[Prepared]) -> NDArray[Any]:
+    """The batch of pictures of one shape; of a single one no copy is made."""
+    if len(prepared) == 1:
+        return prepared[0].tensor[None]
+    return np.stack([one.tensor for one in prepared])
 
 
 def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:

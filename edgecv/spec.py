@@ -1,9 +1,8 @@
 """The contract that a model file carries: what goes in, what comes out, and what it means.
 
 The contract is one JSON object under the metadata key ``edgecv.spec`` of an ONNX file. This
-module alone reads and writes it, and needs neither the onnx package nor a runtime: ONNX is a
-protobuf message whose top level is walked here field by field (onnx.proto3: ``metadata_props`` is
-field 14 of ``ModelProto``; the graph, field 7, is skipped unread).
+module alone reads and writes it, and needs neither the onnx package nor a runtime
+(:mod:`edgecv.onnxfile` finds the entry in the file).
 
 Versions: ``version`` says who wrote it, ``min_reader`` the oldest reader that understands it.
 Unknown keys are ignored, so a newer writer may add optional ones; a file whose ``min_reader`` is
@@ -12,25 +11,24 @@ above :data:`READER` is refused.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from edgecv.errors import SpecError
-from edgecv.files import atomic_write, open_binary
+from edgecv.onnxfile import read_metadata, write_metadata
 
-VERSION = 1  # of the contracts that this code writes
-READER = 1  # the highest min_reader that this code understands
+VERSION = 2  # of the contracts that this code writes
+READER = 2  # the highest min_reader that this code understands
 METADATA_KEY = "edgecv.spec"
-MAX_SPEC_BYTES = 16 * 1024 * 1024  # a contract of 21,000 labels and a self-test stays under 1 MB
+MAX_LABELS = 100_000  # ImageNet-21k has 21,841
+MAX_TENSORS = 256
+MAX_RANK = 16
 
-TASKS = ("classify",)
-FITS = ("crop", "stretch", "letterbox")
+FITS = ("crop", "stretch", "letterbox", "multiple")
 COLORS = ("rgb", "bgr", "gray")
 INTERPOLATIONS = (
     "pillow-nearest",
@@ -38,12 +36,41 @@ INTERPOLATIONS = (
     "pillow-bilinear-antialias",
     "pillow-bicubic-antialias",
     "pillow-lanczos-antialias",
+    "opencv-linear",
 )
+LAYOUTS = ("nchw", "nhwc")
 CROP_ROUNDINGS = ("round-half-even", "floor")
 PAD_POSITIONS = ("center", "top-left")
 PRECISIONS = ("fp32", "fp16", "int8")
-DECODINGS = {"classify": ("logits", "probabilities")}
+DECODINGS = {
+    "classify": ("logits", "probabilities", "multilabel-logits"),
+    "detect": (
+        "yolo-grid",  # v1: S x S x (5B + C)
+        "yolo-anchors",  # v2, v3, v5, v7
+        "yolox",
+        "yolo-anchor-free",  # v6, v8, v9, v11
+        "yolo-end2end",  # v10 and other heads that need no NMS: [N, n, 6]
+        "fastestdet",
+        "yunet",
+        "rfb",
+        "detections",  # NMS is in the graph
+    ),
+    "embed": ("embedding",),
+    "segment": ("logits", "binary-logits", "probabilities"),
+    "landmarks": ("points",),
+}
+TASKS = tuple(DECODINGS)
+# What readers of version 1 know; a file that needs more says so in its min_reader
+_READER_1 = {
+    "task": ("classify",),
+    "decoding": ("logits", "probabilities"),
+    "fit": ("crop", "stretch", "letterbox"),
+    "interpolation": INTERPOLATIONS[:5],
+    "layout": ("nchw",),
+    "dtype": ("float32",),
+}
 DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64", "bool")
+PICTURE_DTYPES = ("float32", "float16", "uint8")
 
 
 @dataclass(frozen=True)
@@ -57,10 +84,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes the input tensor ``[N, C, height, width]``.
+    """How a picture becomes the input tensor: ``[N, C, H, W]``, or ``[N, H, W, C]`` (``layout``).
 
     The picture is fitted to ``height`` x ``width`` pixels, its channels put in the order
-    ``color``, and each value ``v`` (0 to 255) becomes ``(v / divisor - mean) / std``.
+    ``color``, and each value ``v`` (0 to 255) becomes ``(v / divisor - mean) / std``. Where the
+    input tensor is of uint8 the pixels go in as they are, and that arithmetic is in the graph.
 
     ``fit`` is one of
 
@@ -71,9 +99,13 @@ class Preparation:
     - ``stretch``: resized to ``height`` x ``width``, whatever its aspect ratio.
     - ``letterbox``: resized to fit inside, its aspect ratio kept, and padded with ``pad_value``
       (``pad_position``: the picture lies in the ``center`` or at the ``top-left``).
+    - ``multiple``: for nets that take any size: scaled down, its aspect ratio kept, to fit inside
+      ``height`` x ``width`` (never up), then padded with ``pad_value`` at the right and the
+      bottom until both sides are multiples of ``multiple``.
 
     ``interpolation`` names the resampling exactly: the library that defines it, the kernel, and
-    whether the kernel widens on downscaling (antialias).
+    whether the kernel widens on downscaling (antialias). ``opencv-linear`` is OpenCV's
+    ``INTER_LINEAR`` on bytes, which does not widen.
     """
 
     height: int
@@ -85,6 +117,8 @@ class Preparation:
     crop_rounding: str = "round-half-even"
     pad_value: int = 0
     pad_position: str = "center"
+    multiple: int = 1
+    layout: str = "nchw"
     divisor: float = 255.0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -93,6 +127,12 @@ class Preparation:
     def channels(self) -> int:
         return 1 if self.color == "gray" else 3
 
+    def tensor_shape(self, height: int | str, width: int | str) -> tuple[int | str, ...]:
+        """The input's shape without the batch, in the order of ``layout``."""
+        if self.layout == "nhwc":
+            return (height, width, self.channels)
+        return (self.channels, height, width)
+
     def describe(self) -> str:
         """The preparation in one line for people."""
         kernel = f"{self.interpolation}, {self.color.upper()}"
@@ -100,6 +140,7 @@ class Preparation:
             "crop": f"short side to {self.resize or min(self.height, self.width)}, centre crop",
             "stretch": "stretched to",
             "letterbox": f"letterboxed ({self.pad_position}, pad {self.pad_value}) to",
+            "multiple": f"padded ({self.pad_value}) to a multiple of {self.multiple}, at most",
         }[self.fit]
         mean, std = (",".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return (
@@ -132,16 +173,30 @@ class ModelSpec:
     target: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
     self_test: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
-    min_reader: int = 1
 
     def __post_init__(self) -> None:
         _check(self)
 
+    @property
+    def min_reader(self) -> int:
+        """The oldest reader that can run this file rightly."""
+        used = {
+            "task": self.task,
+            "decoding": self.decoding.kind,
+            "fit": self.preparation.fit,
+            "interpolation": self.preparation.interpolation,
+            "layout": self.preparation.layout,
+            "dtype": self.inputs[0].dtype,
+        }
+        return 1 if all(value in _READER_1[key] for key, value in used.items()) else 2
+
     def to_json(self) -> str:
         """The contract as JSON; the same contract gives the same bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        data = {**asdict(self), "min_reader": self.min_reader}
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str = "the contract") -> ModelSpec:
@@ -173,9 +228,9 @@ class ModelSpec:
             target=reader.get("target", str) if data.get("target") is not None else None,
             provenance=reader.get("provenance", dict, {}),
             parity=reader.get("parity", dict, {}),
+            quantization=reader.get("quantization", dict, {}),
             self_test=reader.get("self_test", dict, {}),
             version=reader.get("version", int),
-            min_reader=needed,
         )
 
 
@@ -205,6 +260,10 @@ class _Reader:
 
     def strings(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
         values = self.get(key, list, default)
+        if len(values) > MAX_LABELS:
+            raise SpecError(
+                f"{self.where}: {key!r} has {len(values)} entries; at most {MAX_LABELS}"
+            )
         if not all(isinstance(value, str) for value in values):
             raise SpecError(f"{self.where}: {key!r} must be a list of strings")
         return tuple(values)
@@ -217,13 +276,22 @@ class _Reader:
 
     def tensors(self, key: str) -> tuple[TensorSpec, ...]:
         tensors = []
-        for index, item in enumerate(self.get(key, list)):
+        items = self.get(key, list)
+        if len(items) > MAX_TENSORS:
+            raise SpecError(
+                f"{self.where}: {key!r} has {len(items)} tensors; at most {MAX_TENSORS}"
+            )
+        for index, item in enumerate(items):
             if not isinstance(item, dict):
                 raise SpecError(f"{self.where}: {key}[{index}] must be an object")
             reader = _Reader(item, f"{self.where}: {key}[{index}]")
             shape = reader.get("shape", list)
-            if not all(isinstance(s, int | str) and not isinstance(s, bool) for s in shape):
-                raise SpecError(f"{reader.where}: 'shape' must hold sizes and names")
+            if len(shape) > MAX_RANK or not all(
+                isinstance(s, int | str) and not isinstance(s, bool) for s in shape
+            ):
+                raise SpecError(
+                    f"{reader.where}: 'shape' must hold at most {MAX_RANK} sizes and names"
+                )
             tensors.append(
                 TensorSpec(reader.get("name", str), tuple(shape), reader.get("dtype", str))
             )
@@ -242,6 +310,8 @@ def _preparation(reader: _Reader) -> Preparation:
         crop_rounding=reader.get("crop_rounding", str),
         pad_value=reader.get("pad_value", int),
         pad_position=reader.get("pad_position", str),
+        multiple=reader.get("multiple", int, 1),
+        layout=reader.get("layout", str, "nchw"),
         divisor=reader.get("divisor", float),
         mean=reader.floats("mean", ()),
         std=reader.floats("std", ()),
@@ -268,6 +338,8 @@ def check_preparation(p: Preparation) -> None:
     _one_of(p.interpolation, INTERPOLATIONS, "interpolation")
     _one_of(p.crop_rounding, CROP_ROUNDINGS, "crop_rounding")
     _one_of(p.pad_position, PAD_POSITIONS, "pad_position")
+    _one_of(p.layout, LAYOUTS, "layout")
+    _require(1 <= p.multiple <= 1024, f"multiple must be 1 to 1024 pixels, got {p.multiple}")
     for what, size in (("height", p.height), ("width", p.width), ("resize", p.resize or 1)):
         _require(1 <= size <= 16384, f"{what} must be 1 to 16384 pixels, got {size}")
     _require(0 <= p.pad_value <= 255, f"pad_value must be 0 to 255, got {p.pad_value}")
@@ -290,15 +362,7 @@ def _check(spec: ModelSpec) -> None:
     _require(len(spec.outputs) >= 1, "there must be at least one output")
     for tensor in (*spec.inputs, *spec.outputs):
         _one_of(tensor.dtype, DTYPES, f"dtype of {tensor.name!r}")
-    p = spec.preparation
-    expected = (p.channels, p.height, p.width)
-    for size, want in zip(spec.inputs[0].shape[1:], expected, strict=False):
-        _require(
-            isinstance(size, str) or size == want,
-            f"input {spec.inputs[0].name!r} has shape {spec.inputs[0].shape}, but the preparation "
-            f"makes [N, {', '.join(map(str, expected))}]",
-        )
-    _require(len(spec.inputs[0].shape) == 4, "the picture input must be [N, C, H, W]")
+    _check_input(spec.inputs[0], spec.preparation)
     _require(
         len(spec.label_ids) in (0, len(spec.labels)),
         f"label_ids must have one id per label: {len(spec.label_ids)} for {len(spec.labels)}",
@@ -312,30 +376,23 @@ def _check(spec: ModelSpec) -> None:
         )
 
 
+def _check_input(tensor: TensorSpec, p: Preparation) -> None:
+    """The input tensor must be what the preparation makes."""
+    height, width = (p.height, p.width) if p.fit != "multiple" else ("height", "width")
+    expected = p.tensor_shape(height, width)
+    _require(
+        len(tensor.shape) == 4
+        and all(
+            isinstance(size, str) or isinstance(want, str) or size == want
+            for size, want in zip(tensor.shape[1:], expected, strict=False)
+        ),
+        f"input {tensor.name!r} has the shape {list(tensor.shape)}, but the preparation makes "
+        f"[N, {', '.join(map(str, expected))}]",
+    )
+    _one_of(tensor.dtype, PICTURE_DTYPES, f"dtype of the picture input {tensor.name!r}")
+
+
 # --- the file ---------------------------------------------------------------------------------
-
-_GRAPH, _METADATA = 7, 14  # field numbers of ModelProto in onnx.proto3
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """All metadata entries of an ONNX file, without loading its graph or weights.
-
-    Raises :class:`SpecError` for a file that is truncated or not ONNX, :class:`InputError` for
-    one that is not there.
-    """
-    path = Path(path)
-    found: dict[str, str] = {}
-    with open_binary(path) as file:
-        graph_seen = False
-        for number, start, size in _fields(file, path):
-            graph_seen = graph_seen or number == _GRAPH
-            if number == _METADATA:
-                file.seek(start)
-                key, value = _entry(file.read(size), path)
-                found[key] = value
-    if not graph_seen:
-        raise SpecError(f"{path}: not an ONNX model (there is no graph in it)")
-    return found
 
 
 def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
@@ -344,7 +401,7 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
     if text is None:
         raise SpecError(
             f"{path}: this ONNX file carries no EdgeCV contract, so its input preparation and the "
-            f"meaning of its outputs are unknown; `edgecv export` writes files that carry one"
+            f"meaning of its outputs are unknown; `edgecv adopt` gives it one"
         )
     return ModelSpec.from_json(text, str(path))
 
@@ -357,80 +414,4 @@ def write_spec(
     An older contract is replaced; everything else is copied byte for byte. ``path`` appears
     whole or not at all.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    kept = []
-    file = io.BytesIO(data)
-    position = 0
-    for number, start, size in _fields(file, Path(path)):
-        end = start + size
-        if not (number == _METADATA and _entry(data[start:end], Path(path))[0] == METADATA_KEY):
-            kept.append(data[position:end])
-        position = end
-    key, value = METADATA_KEY.encode(), spec.to_json().encode()
-    entry = b"\x0a" + _varint(len(key)) + key + b"\x12" + _varint(len(value)) + value
-    tag = _varint(_METADATA << 3 | 2)
-    with atomic_write(path) as out:
-        out.writelines([*kept, tag, _varint(len(entry)), entry])
-
-
-def _fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
-    """The top-level fields of a protobuf message: number, start of the value, its size."""
-    end = file.seek(0, os.SEEK_END)
-    position = 0
-    while position < end:
-        file.seek(position)
-        head = file.read(20)  # a tag and a length, each at most 10 bytes
-        tag, used = _read_varint(head, 0, path)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            start = position + used
-            size = _read_varint(head, used, path)[1] - used
-        elif wire == 2:
-            size, used = _read_varint(head, used, path)
-            start = position + used
-        elif wire in (1, 5):
-            start, size = position + used, 8 if wire == 1 else 4
-        else:
-            raise SpecError(f"{path}: not an ONNX model, or a damaged one (wire type {wire})")
-        if number == 0 or start + size > end:
-            raise SpecError(
-                f"{path}: not an ONNX model, or cut off (a field ends {start + size - end} bytes "
-                f"behind the end of the file); copy or export it again"
-            )
-        yield number, start, size
-        position = start + size
-
-
-def _read_varint(data: bytes, position: int, path: Path) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            break
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise SpecError(f"{path}: not an ONNX model, or cut off in the middle of a field")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _entry(data: bytes, path: Path) -> tuple[str, str]:
-    """Key and value of a ``StringStringEntryProto``."""
-    if len(data) > MAX_SPEC_BYTES:
-        raise SpecError(f"{path}: a metadata entry of {len(data)} bytes; that is no contract")
-    texts = {1: "", 2: ""}
-    for number, start, size in _fields(io.BytesIO(data), path):
-        if number in texts:
-            try:
-                texts[number] = data[start : start + size].decode()
-            except UnicodeDecodeError as error:
-                raise SpecError(f"{path}: a metadata entry is not UTF-8 text") from error
-    return texts[1], texts[2]
+    write_metadata(source, METADATA_KEY, spec.to_json(), path)

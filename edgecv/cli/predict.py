@@ -30,8 +30,9 @@ def command(
     names = saved_names(paths)
     results, failed = [], []
     with load(model, backend=backend) as opened, out.progress() as progress:
-        opened.refuse_thresholds(conf, iou)
-        for index, prediction in enumerate(predict(opened, paths, progress)):
+        opened.check_thresholds(conf, iou)
+        answers = predict(opened, paths, progress, conf=conf, iou=iou)
+        for index, prediction in enumerate(answers):
             if prediction.result is None:
                 failed.append(prediction)
                 out.errors.print(f"not read: {prediction.error}", style="red", markup=False)

@@ -25,6 +25,9 @@ else:
     import tomli as tomllib
 
 
+OUTPUT_NAMES = {"classify": "logits", "embed": "embedding"}  # where a recipe names none
+
+
 @dataclass(frozen=True)
 class WeightsSource:
     """Where one set of weights comes from: a URL, a file, or another recipe's bundled ones."""
@@ -56,6 +59,7 @@ class Recipe:
     source: str  # zoo name, module:factory, timm:NAME, torchvision:NAME, or FILE.pt2
     preparation: Preparation
     decoding: Decoding
+    outputs: tuple[str, ...] = ("output",)  # the graph's outputs, in the order the net returns them
     labels: tuple[str, ...] = ()
     label_ids: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
@@ -151,6 +155,7 @@ def _bare(source: str, overrides: InputOverrides) -> Recipe:
         source=str(Path(source).resolve()) if source.endswith(".pt2") else source,
         preparation=Preparation(overrides.image_size, overrides.image_size),
         decoding=Decoding("logits"),
+        outputs=(OUTPUT_NAMES["classify"],),
     )
     return apply_overrides(blank, overrides)
 
@@ -226,6 +231,7 @@ def read_recipe(path: Path) -> Recipe:
     model = top.table("model")
     labels = top.table("labels", required=False)
     ids, names = _labels(labels)
+    decoding, outputs = _output(top.table("output", required=False), task)
     recipe = Recipe(
         name=path.stem,
         summary=top.text("summary", ""),
@@ -233,7 +239,8 @@ def read_recipe(path: Path) -> Recipe:
         source=_source(model),
         options=model.mapping("options"),
         preparation=_preparation(top.table("input")),
-        decoding=_decoding(top.table("output", required=False), task),
+        decoding=decoding,
+        outputs=outputs,
         labels=names,
         label_ids=ids,
         weights={
@@ -294,6 +301,7 @@ def _preparation(table: Table) -> Preparation:
         crop_rounding=table.text("crop_rounding", blank.crop_rounding),
         pad_value=table.integer("pad_value", blank.pad_value) or 0,
         pad_position=table.text("pad_position", blank.pad_position),
+        multiple=table.integer("multiple", blank.multiple) or 1,
         divisor=table.number("divisor", blank.divisor),
         mean=values("mean", 0.0),
         std=values("std", 1.0),
@@ -306,10 +314,12 @@ def _preparation(table: Table) -> Preparation:
     return preparation
 
 
-def _decoding(table: Table, task: str) -> Decoding:
+def _output(table: Table, task: str) -> tuple[Decoding, tuple[str, ...]]:
     kind = table.choice("decode", DECODINGS[task], DECODINGS[task][0])
+    names = table.strings("names", (OUTPUT_NAMES.get(task, "output"),))
+    options = dict(table.mapping("options"))
     table.done()
-    return Decoding(kind)
+    return Decoding(kind, options), names
 
 
 def _calibration(table: Table) -> Calibration:

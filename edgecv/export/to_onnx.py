@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -29,9 +29,9 @@ def export_module(
     *,
     batch: int | None = 1,
     opset: int = DEFAULT_OPSET,
-    output: str = "logits",
+    outputs: Sequence[str] = ("logits",),
 ) -> ir.Model:
-    """``model`` in eval mode as an ONNX graph: input ``[N, C, H, W]``, one output.
+    """``model`` in eval mode as an ONNX graph: input ``[N, C, H, W]``, the named outputs.
 
     ``shape`` is (C, H, W); ``batch`` a fixed size, or ``None`` for a symbolic one. The graph is
     simplified, named after the torch modules, and of the lowest IR version that its opset
@@ -54,7 +54,7 @@ def export_module(
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[output],
+                output_names=list(outputs),
                 dynamic_shapes=(axes,) if axes else None,
                 verbose=False,
             )
@@ -64,6 +64,11 @@ def export_module(
             ) from error
     if program is None:
         raise ExportError(f"torch exported nothing for {type(model).__name__}")
+    if (count := len(program.model.graph.outputs)) != len(outputs):
+        raise ExportError(
+            f"{type(model).__name__} returns {count} tensors, the recipe names {len(outputs)}: "
+            f"{', '.join(outputs)}; name each in output.names"
+        )
     return finish(program.model, opset)
 
 

@@ -36,7 +36,7 @@ from edgecv.measure.scenarios import Plan, plan, serve
 from edgecv.measure.seeded import seeded_pictures
 from edgecv.measure.timing import WARMUP_RUNS, timed, warm_up
 from edgecv.model import Model, load
-from edgecv.preprocess import prepare
+from edgecv.preprocess import stack
 from edgecv.runtimes.base import RuntimeOptions
 
 SEED = 3
@@ -148,7 +148,7 @@ class Session:
 def _stages(model: Model, plan: Plan) -> dict[str, Callable[[], object]]:
     spec = model.spec
     (tensor,) = spec.inputs
-    feeds = {tensor.name: selftest.inputs(spec.preparation, SEED, plan.batch)}
+    feeds = {tensor.name: selftest.inputs(spec.preparation, SEED, plan.batch, tensor.dtype)}
     run, runs = model.runtime.run, range(plan.runs)
 
     def query() -> None:
@@ -156,12 +156,13 @@ def _stages(model: Model, plan: Plan) -> dict[str, Callable[[], object]]:
             run(feeds)
 
     picture = seeded_pictures(SEED, 1, *PICTURE)[0]
-    batch, _ = prepare([picture], spec.preparation)
-    outputs = model.infer(batch)
+    prepared = model.prepare(picture)
+    outputs = model.infer(stack([prepared]))
+    placements = [prepared.placement]
     return {
         "inference": query if plan.runs > 1 else lambda: run(feeds),
-        "preprocess": lambda: prepare([picture], spec.preparation),
-        "postprocess": lambda: model.decode(outputs),
+        "preprocess": lambda: model.prepare(picture),
+        "postprocess": lambda: model.decode(outputs, placements),
         "end_to_end": lambda: model(picture),
     }
 

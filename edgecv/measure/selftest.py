@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgecv.errors import SpecError
 from edgecv.measure.seeded import seeded_pictures
 from edgecv.model import Model
-from edgecv.preprocess import normalize
+from edgecv.preprocess import to_tensor
 from edgecv.spec import ModelSpec, Preparation
 
 SEED = 20_240
@@ -23,10 +23,10 @@ COUNT = 3  # one picture of each block size
 MAX_VALUES = 4096  # of each output and picture, evenly spaced: keeps the contract small
 
 
-def inputs(preparation: Preparation, seed: int, count: int) -> NDArray[np.float32]:
-    """The prepared batch ``[count, C, H, W]`` of a self-test."""
+def inputs(preparation: Preparation, seed: int, count: int, dtype: str = "float32") -> NDArray[Any]:
+    """The prepared batch of ``count`` pictures of a self-test, in the input's layout and dtype."""
     p = preparation
-    return normalize(seeded_pictures(seed, count, p.height, p.width, p.channels), p)
+    return to_tensor(seeded_pictures(seed, count, p.height, p.width, p.channels), p, dtype)
 
 
 def record(outputs: Mapping[str, NDArray[Any]], max_rel: float, seed: int = SEED) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def expected_outputs(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
 def run(model: Model) -> dict[str, NDArray[Any]]:
     """What ``model`` answers to its own self-test, thinned as the recorded answers are."""
     test = model.spec.self_test
-    batch = inputs(model.spec.preparation, test["seed"], test["count"])
+    dtype = model.spec.inputs[0].dtype
+    batch = inputs(model.spec.preparation, test["seed"], test["count"], dtype)
     return {name: _thin(values) for name, values in model.infer(batch).items()}
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import RuntimeFailure
-from edgecv.results import Classification
+from edgecv.results import Classification, Placement
+from edgecv.spec import ModelSpec
+
+
+def decode(
+    outputs: Mapping[str, NDArray[Any]],
+    spec: ModelSpec,
+    placements: Sequence[Placement],
+    conf: float | None = None,
+    iou: float | None = None,
+) -> list[Classification]:
+    """One :class:`Classification` per picture. There are no boxes: ``conf`` and ``iou`` are None."""
+    return classifications(outputs[spec.outputs[0].name], spec.decoding.kind, spec.labels)
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:

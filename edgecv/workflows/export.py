@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -93,12 +94,13 @@ def export(
     model = load_model(resolved)
     p = recipe.preparation
     progress("exporting", 2, 4)
-    graph = export_module(model, (p.channels, p.height, p.width), batch=batch, opset=opset)
+    shape = (p.channels, p.height, p.width)
+    graph = export_module(model, shape, batch=batch, opset=opset, outputs=recipe.outputs)
     data = to_bytes(graph)
     nodes: dict[str, int] = {}
     for node in graph.graph:
         nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
-    spec = _contract(recipe, resolved, overrides, graph.graph.outputs[0], model, batch, opset)
+    spec = _contract(recipe, resolved, overrides, graph.graph.outputs, model, batch, opset)
     path = Path(output) if output is not None else Path(f"{recipe.name}.onnx")
     progress("proving parity", 3, 4)
     spec = replace(spec, parity=_prove(data, spec, model))
@@ -111,21 +113,24 @@ def _contract(
     recipe: Recipe,
     weights: ResolvedWeights,
     overrides: InputOverrides | None,
-    output: Any,
+    outputs: Sequence[ir.Value],
     model: nn.Module,
     batch: int | None,
     opset: int,
 ) -> ModelSpec:
     p = recipe.preparation
     size: int | str = BATCH if batch is None else batch
-    shape = tuple(d if isinstance(d, int) else BATCH for d in output.shape)
-    labels = recipe.labels or tuple(f"class {i}" for i in range(int(shape[-1])))
-    expected = torch_outputs(model, selftest.inputs(p, selftest.SEED, selftest.COUNT), output.name)
+    tensors = tuple(map(_tensor, outputs))
+    labels = recipe.labels
+    if recipe.task == "classify" and not labels:
+        labels = tuple(f"class {i}" for i in range(int(tensors[0].shape[-1])))
+    prepared = selftest.inputs(p, selftest.SEED, selftest.COUNT)
+    expected = torch_outputs(model, prepared, recipe.outputs)
     return ModelSpec(
         name=recipe.name,
         task=recipe.task,
         inputs=(TensorSpec(INPUT, (size, p.channels, p.height, p.width)),),
-        outputs=(TensorSpec(output.name, shape),),
+        outputs=tensors,
         preparation=p,
         decoding=recipe.decoding,
         labels=labels,
@@ -147,19 +152,28 @@ def _contract(
     )
 
 
+def _tensor(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.dtype is not None
+    shape = tuple(d if isinstance(d, int) else BATCH for d in value.shape or ())
+    return TensorSpec(value.name, shape, value.dtype.numpy().name)
+
+
 def _versions() -> dict[str, str]:
     return {tool: importlib.metadata.version(tool) for tool in TOOLS}
 
 
 def torch_outputs(
-    model: nn.Module, batch: NDArray[np.float32], name: str
+    model: nn.Module, batch: NDArray[np.float32], names: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:
-    """The net's answer to a prepared batch ``[N, C, H, W]``, under the ONNX output's name."""
+    """The net's answer to a prepared batch ``[N, C, H, W]``, under the ONNX outputs' names."""
     with torch.inference_mode():
         out = model(torch.from_numpy(batch))
-    if not isinstance(out, torch.Tensor):
-        raise ExportError(f"expected the model to return one tensor, got {type(out).__name__}")
-    return {name: out.numpy()}
+    tensors = list(out) if isinstance(out, tuple | list) else [out]
+    if len(tensors) != len(names) or not all(isinstance(t, torch.Tensor) for t in tensors):
+        kinds = ", ".join(type(t).__name__ for t in tensors)
+        raise ExportError(f"expected the model to return {len(names)} tensors, got {kinds}")
+    return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
 def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
@@ -172,7 +186,7 @@ def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
         with Model(spec, open_backend("onnxruntime", path)) as candidate:
             for index, size in enumerate(sizes):
                 batch = selftest.inputs(spec.preparation, PARITY_SEED + index, int(size))
-                reference = torch_outputs(model, batch, spec.outputs[0].name)
+                reference = torch_outputs(model, batch, [t.name for t in spec.outputs])
                 results.append(compare(candidate.infer(batch), reference))
             version = candidate.info.version
     found = worst(results)

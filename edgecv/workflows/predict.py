@@ -14,7 +14,7 @@ from edgecv.files import atomic_write
 from edgecv.model import Model
 from edgecv.preprocess import list_pictures, open_picture
 from edgecv.progress import Progress, silent
-from edgecv.results import Classification
+from edgecv.results import Classification, Result
 from edgecv.workflows.stream import prepared_chunks
 
 
@@ -23,7 +23,7 @@ class Prediction:
     """What became of one picture: a ``result``, or the ``error`` that kept it from being read."""
 
     source: Path
-    result: Classification | None
+    result: Result | None
     error: InputError | None = None
 
 
@@ -45,14 +45,21 @@ def predict(
     model: Model,
     sources: Sequence[Path],
     progress: Progress = silent,
+    *,
+    conf: float | None = None,
+    iou: float | None = None,
 ) -> Iterator[Prediction]:
     """One :class:`Prediction` per source, in order; a broken picture does not stop the others."""
     done = 0
-    for batch, errors in prepared_chunks(sources, model.spec.preparation):
-        answers = iter(model.decode(model.infer(batch)) if len(batch) else [])
-        for error in errors:
-            result = None if error is not None else next(answers)
-            yield Prediction(sources[done], result, error)
+    dtype = model.spec.inputs[0].dtype
+    for chunk in prepared_chunks(sources, model.spec.preparation, dtype):
+        good = [one for one in chunk if not isinstance(one, InputError)]
+        answers = iter(model.answer(good, conf=conf, iou=iou))
+        for one in chunk:
+            if isinstance(one, InputError):
+                yield Prediction(sources[done], None, one)
+            else:
+                yield Prediction(sources[done], next(answers))
             done += 1
         progress("pictures", done, len(sources))
 
@@ -75,8 +82,8 @@ def save_drawn(prediction: Prediction, folder: Path, name: str) -> Path:
 
     The text stands on a bar of its own below the picture, so that no background hides it.
     """
-    if prediction.result is None:
-        raise InputError(f"{prediction.source}: there is no answer to draw")
+    if not isinstance(prediction.result, Classification):
+        raise InputError(f"{prediction.source}: there is no classification to draw")
     picture = open_picture(prediction.source)
     size = max(12, picture.width // 28)
     lines = [f"{c.label}  {c.probability:.1%}" for c in prediction.result.top(3)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
-from edgecv.model import Model
-from edgecv.preprocess import Picture, prepare
+from edgecv.model import Model, same_shape
+from edgecv.preprocess import Picture, Prepared, prepare, stack
 from edgecv.progress import Progress, silent
 from edgecv.runtimes.base import Array
 from edgecv.spec import Preparation
@@ -20,17 +21,16 @@ CHUNK = 32  # pictures decoded ahead: at 224 pixels 19 MB
 
 
 def prepared_chunks(
-    pictures: Sequence[Picture], preparation: Preparation
-) -> Iterator[tuple[NDArray[np.float32], list[InputError | None]]]:
-    """Batches of prepared pictures, decoded by threads (Pillow lets go of the interpreter lock).
+    pictures: Sequence[Picture], preparation: Preparation, dtype: str = "float32"
+) -> Iterator[list[Prepared | InputError]]:
+    """Prepared pictures, or the error that kept one out, :data:`CHUNK` at a time in their order.
 
-    Beside each batch stands, per picture of the chunk, the error that kept it out, or None; a
-    batch holds the others in their order.
+    They are decoded by threads: Pillow lets go of the interpreter lock.
     """
 
-    def one(picture: Picture) -> NDArray[np.float32] | InputError:
+    def one(picture: Picture) -> Prepared | InputError:
         try:
-            return prepare([picture], preparation)[0]
+            return prepare(picture, preparation, dtype=dtype)
         except InputError as error:
             return error
 
@@ -40,14 +40,7 @@ def prepared_chunks(
             results = [future.result() for future in pending]
             upcoming = pictures[start + CHUNK : start + 2 * CHUNK]
             pending = [pool.submit(one, picture) for picture in upcoming]
-            good = [r for r in results if not isinstance(r, InputError)]
-            empty = np.empty(
-                (0, preparation.channels, preparation.height, preparation.width), np.float32
-            )
-            yield (
-                np.concatenate(good) if good else empty,
-                [r if isinstance(r, InputError) else None for r in results],
-            )
+            yield results
 
 
 def outputs_of(
@@ -57,26 +50,43 @@ def outputs_of(
     what: str = "pictures",
 ) -> dict[str, Array]:
     """All output tensors of ``model`` for ``pictures``; the first unreadable one is raised."""
-    return collect(model.infer, pictures, model.spec.preparation, progress, what)
+    preparation, dtype = model.spec.preparation, model.spec.inputs[0].dtype
+    return collect(model.infer, pictures, preparation, progress, what, dtype)
 
 
 def collect(
-    infer: Callable[[NDArray[np.float32]], dict[str, Array]],
+    infer: Callable[[NDArray[Any]], dict[str, Array]],
     pictures: Sequence[Picture],
     preparation: Preparation,
     progress: Progress = silent,
     what: str = "pictures",
+    dtype: str = "float32",
 ) -> dict[str, Array]:
-    """``infer`` over all pictures, its outputs joined ``{name: [N, ...]}``."""
+    """``infer`` over all pictures, its outputs joined ``{name: [N, ...]}``.
+
+    Pictures that come to different shapes (a net that takes any size) cannot be joined, which is
+    an :class:`~edgecv.errors.InputError`.
+    """
     if not pictures:
         raise InputError("there are no pictures")
     parts: list[dict[str, Array]] = []
     done = 0
-    for batch, errors in prepared_chunks(pictures, preparation):
-        for error in errors:
-            if error is not None:
-                raise error
-        parts.append(infer(batch))
-        done += len(batch)
+    for chunk in prepared_chunks(pictures, preparation, dtype):
+        good = []
+        for one in chunk:
+            if isinstance(one, InputError):
+                raise one
+            good.append(one)
+        parts += [infer(stack(group)) for group in same_shape(good)]
+        done += len(chunk)
         progress(what, done, len(pictures))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined = {}
+    for name in parts[0]:
+        shapes = {part[name].shape[1:] for part in parts}
+        if len(shapes) > 1:
+            raise InputError(
+                f"output {name!r} has different shapes for these pictures {sorted(shapes)[:3]}: "
+                f"the net takes any size; give pictures of one size"
+            )
+        joined[name] = np.concatenate([part[name] for part in parts])
+    return joined

@@ -262,9 +262,9 @@ def _torch_reference(
             )
         resolved = ResolvedWeights(recipe, "file", path, digest)
     model = load_model(resolved)
-    first = spec.outputs[0].name
+    names = [tensor.name for tensor in spec.outputs]
     return collect(
-        lambda batch: torch_outputs(model, batch, first),
+        lambda batch: torch_outputs(model, batch, names),
         inputs.pictures,
         resolved.recipe.preparation,
         progress,

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,7 +171,11 @@ def test_channel_orders_and_gray():
     bgr, _ = fit_pixels(picture, Preparation(20, 20, color="bgr"))
     np.testing.assert_array_equal(rgb[..., ::-1], bgr)
     gray = Preparation(20, 20, color="gray", mean=(0.0,), std=(1.0,))
-    assert prepare([PIXELS], gray)[0].shape == (1, 1, 20, 20)
+    assert prepare(PIXELS, gray).tensor.shape == (1, 20, 20)
+    wide = replace(gray, layout="nhwc")
+    assert prepare(PIXELS, wide).tensor.shape == (20, 20, 1)
+    taken = prepare(PIXELS, wide, dtype="uint8").tensor
+    np.testing.assert_array_equal(taken, fit_pixels(picture, wide)[0])
 
 
 def test_normalize_is_the_rounded_exact_result():

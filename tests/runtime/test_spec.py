@@ -7,12 +7,12 @@ import pytest
 
 from edgecv.errors import InputError, SpecError
 from edgecv.measure.ready import READY_MODEL
+from edgecv.onnxfile import MAX_FIELDS, read_metadata
 from edgecv.spec import (
     Decoding,
     ModelSpec,
     Preparation,
     TensorSpec,
-    read_metadata,
     read_spec,
     write_spec,
 )
@@ -66,7 +66,7 @@ def test_unknown_optional_keys_are_ignored():
 
 def test_a_newer_min_reader_is_refused_with_the_remedy():
     data = json.loads(SPEC.to_json())
-    data["min_reader"] = 2
+    data["min_reader"] = 3
     with pytest.raises(SpecError, match="update EdgeCV"):
         ModelSpec.from_json(json.dumps(data))
 
@@ -77,6 +77,34 @@ def test_a_newer_min_reader_is_refused_with_the_remedy():
 def test_hostile_json(text):
     with pytest.raises(SpecError):
         ModelSpec.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["x"] * 100_001}, "'labels' has 100001 entries"),
+        ({"outputs": [{"name": "a", "shape": [1], "dtype": "bool"}] * 257}, "257 tensors"),
+        ({"inputs": [{"name": "a", "shape": [1] * 17, "dtype": "bool"}]}, "at most 16 sizes"),
+    ],
+)
+def test_sizes_in_a_hostile_contract_are_bounded(change, message):
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.from_json(json.dumps({**json.loads(SPEC.to_json()), **change}))
+
+
+def test_a_file_that_older_readers_understand_says_so():
+    """What a classifier in float32 needs has not changed since the first release."""
+    assert SPEC.min_reader == 1
+    pixels = replace(
+        SPEC,
+        inputs=(TensorSpec("input", ("N", 8, 8, 3), "uint8"),),
+        preparation=replace(SPEC.preparation, layout="nhwc"),
+    )
+    assert pixels.min_reader == 2
+    assert ModelSpec.from_json(pixels.to_json()) == pixels
+    boxes = replace(SPEC, task="detect", decoding=Decoding("yolox", {"strides": [8, 16]}))
+    assert json.loads(boxes.to_json())["min_reader"] == 2
+    assert ModelSpec.from_json(boxes.to_json()).decoding.options == {"strides": [8, 16]}
 
 
 @pytest.mark.parametrize("value", [None, 1, 1.5, "x", True, [], {}, [1], {"a": 1}, float("nan")])
@@ -120,6 +148,7 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path):
         b"\x3b\x3c",  # a group
         b"\xff" * 20,  # a tag that never ends
         b"\x3a\x00\x72\x04\x0a\x02\xff\xfe",  # a key that is not UTF-8
+        b"\x3a\x00" + b"\x08\x01" * (MAX_FIELDS + 1),  # would go on for hours
     ],
 )
 def test_hostile_protobuf(tmp_path, data):
