@@ -32,7 +32,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     with open_binary(path) as file:
         graph_seen = False
-        for number, start, size in _fields(file, path):
+        for number, start, size in fields(file, path):
             graph_seen = graph_seen or number == _GRAPH
             if number == _METADATA:
                 file.seek(start)
@@ -54,21 +54,21 @@ def write_metadata(
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     kept = []
     position = 0
-    for number, start, size in _fields(io.BytesIO(data), Path(path)):
+    for number, start, size in fields(io.BytesIO(data), Path(path)):
         end = start + size
         if not (number == _METADATA and _entry(data[start:end], Path(path))[0] == key):
             kept.append(data[position:end])
         position = end
     raw_key, raw_value = key.encode(), value.encode()
     entry = (
-        b"\x0a" + _varint(len(raw_key)) + raw_key + b"\x12" + _varint(len(raw_value)) + raw_value
+        b"\x0a" + varint(len(raw_key)) + raw_key + b"\x12" + varint(len(raw_value)) + raw_value
     )
-    tag = _varint(_METADATA << 3 | 2)
+    tag = varint(_METADATA << 3 | 2)
     with atomic_write(path) as out:
-        out.writelines([*kept, tag, _varint(len(entry)), entry])
+        out.writelines([*kept, tag, varint(len(entry)), entry])
 
 
-def _fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
+def fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
     """The top-level fields of a protobuf message: number, start of the value, its size."""
     end = file.seek(0, os.SEEK_END)
     position = count = 0
@@ -78,13 +78,13 @@ def _fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
             raise SpecError(f"{path}: not an ONNX model (over {MAX_FIELDS} fields at one level)")
         file.seek(position)
         head = file.read(20)  # a tag and a length, each at most 10 bytes
-        tag, used = _read_varint(head, 0, path)
+        tag, used = read_varint(head, 0, path)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
             start = position + used
-            size = _read_varint(head, used, path)[1] - used
+            size = read_varint(head, used, path)[1] - used
         elif wire == 2:
-            size, used = _read_varint(head, used, path)
+            size, used = read_varint(head, used, path)
             start = position + used
         elif wire in (1, 5):
             start, size = position + used, 8 if wire == 1 else 4
@@ -99,7 +99,7 @@ def _fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
         position = start + size
 
 
-def _read_varint(data: bytes, position: int, path: Path) -> tuple[int, int]:
+def read_varint(data: bytes, position: int, path: Path) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):
@@ -112,7 +112,7 @@ def _read_varint(data: bytes, position: int, path: Path) -> tuple[int, int]:
     raise SpecError(f"{path}: not an ONNX model, or cut off in the middle of a field")
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -125,7 +125,7 @@ def _entry(data: bytes, path: Path) -> tuple[str, str]:
     if len(data) > MAX_ENTRY_BYTES:
         raise SpecError(f"{path}: a metadata entry of {len(data)} bytes; that is no contract")
     texts = {1: "", 2: ""}
-    for number, start, size in _fields(io.BytesIO(data), path):
+    for number, start, size in fields(io.BytesIO(data), path):
         if number in texts:
             try:
                 texts[number] = data[start : start + size].decode()

@@ -91,7 +91,7 @@ def _show(out: Output, data: dict[str, Any]) -> None:
     env = data["environment"]
     out.say(f"{env['cpu']}, {env['physical_cores']} cores, {', '.join(env['simd']) or 'no SIMD'}")
     for record in data["records"]:
-        out.pairs(_lines(record), f"{record['model']} ({record['scenario']})")
+        out.pairs(_lines(record), f"{record['file']} ({record['scenario']})")
         for layer in sorted(record.get("layers", []), key=lambda one: -one["ms"])[:10]:
             rate = f"{layer['gmacs']:.1f} GMAC/s" if "gmacs" in layer else ""
             out.say(

@@ -23,7 +23,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
-    from edgecv.files import write_json
+    from edgecv.files import sha256_of, write_json
+    from edgecv.measure.report import EVAL_SCHEMA
     from edgecv.workflows.evaluate import evaluate
 
     out = Output(as_json)
@@ -43,7 +44,13 @@ def command(
             ]
         ],
     )
-    data = {"model": str(model), "dataset": str(dataset), **score.to_dict()}
+    data = {
+        "schema": EVAL_SCHEMA,
+        "model": str(model),
+        "sha256": sha256_of(model),
+        "dataset": str(dataset),
+        **score.to_dict(),
+    }
     if output is not None:
         write_json(output, data)
     out.result(data)

@@ -8,8 +8,9 @@ several of them can be measured in turns without loading anything again:
 - ``open``: load, run once, warm up; answers with what really runs and what it took;
 - ``time``: one slice of one stage; answers with nanoseconds per call;
 - ``serve``: one slice of Poisson arrivals; answers with nanoseconds per picture;
-- ``profile``: the runtime's own times per layer;
-- ``close``: answers with memory and processor time, and ends.
+- ``usage``: answers with memory and processor time;
+- ``profile``: the runtime's own times per layer (a second copy of the model: after ``usage``);
+- ``close``: gives the model back and ends.
 
 The stages: ``inference`` is ``runtime.run`` on prepared batches in memory, ``preprocess`` a uint8
 array to the input tensor, ``postprocess`` the output tensors to the answer, ``end_to_end``
@@ -80,6 +81,7 @@ class Session:
             {
                 "model": spec.name,
                 "path": request["model"],
+                "file": Path(request["model"]).name,
                 "sha256": sha256_of(request["model"]),
                 "size_bytes": Path(request["model"]).stat().st_size,
                 "task": spec.task,
@@ -117,8 +119,7 @@ class Session:
         # here and not above: reading graphs is not part of a measuring process's memory
         from edgecv.measure.profile import profile
 
-        layers = profile(self.model, request["runs"])
-        return {"layers": [layer.to_dict() for layer in layers]}
+        return profile(self.model, request["runs"]).to_dict()
 
     def _counted(self, slice_: Callable[[], array[int]]) -> dict[str, Any]:
         cpu, wall = time.process_time_ns(), time.perf_counter_ns()
@@ -129,9 +130,12 @@ class Session:
         return {"times": times.tolist(), "cpu_ns": used}
 
     def close(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.model.close()
+        return {}
+
+    def usage(self, request: dict[str, Any]) -> dict[str, Any]:
         after = rss_mb()
         peak = peak_rss_mb()
-        self.model.close()
         growth = None if after is None or self.rss_warm is None else after - self.rss_warm
         added = None if peak is None or self.rss_before is None else peak - self.rss_before
         return _present(
@@ -184,6 +188,7 @@ def answer(session: Session | None, request: dict[str, Any]) -> tuple[Session, d
     method: Callable[[dict[str, Any]], dict[str, Any]] = {
         "time": session.time,
         "serve": session.serve,
+        "usage": session.usage,
         "profile": session.profile,
         "close": session.close,
     }[request["do"]]

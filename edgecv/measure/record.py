@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ SCHEMA = "edgecv.bench/2"
 # temperature, another layout of memory. Added to MEANINGFUL where runs were not interleaved.
 SESSIONS_APART = 0.03
 QUANTILES = 64  # points of the distribution that a record keeps, evenly spaced in rank
-KEY = ("model", "backend", "threads", "batch", "scenario")  # what two sessions' records match by
+KEY = ("file", "backend", "threads", "batch", "scenario")  # what two sessions' records match by
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,7 @@ def record_of(pair: Pair) -> dict[str, Any] | None:
     record["noise"] = _noise(pair)
     if pair.watch is not None and (seen := pair.watch.to_dict(record["count"])):
         record["telemetry"] = seen
-    if pair.layers:
-        record["layers"] = pair.layers
-    return record
+    return record | pair.profile
 
 
 def _noise(pair: Pair) -> dict[str, Any]:
@@ -146,23 +143,21 @@ def comparisons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if interval is not None:
             found.append(
                 {
-                    "model": record["model"],
+                    "model": record["file"],
                     "backend": record["backend"],
-                    "against": {"model": first["model"], "backend": first["backend"]},
+                    "against": {"model": first["file"], "backend": first["backend"]},
                     "ratio": interval.to_dict(),
                 }
             )
     return found
 
 
-def judge_baseline(
-    records: Sequence[Mapping[str, Any]], baseline: str
-) -> list[Verdict]:
+def judge_baseline(records: Sequence[Mapping[str, Any]], baseline: str) -> list[Verdict]:
     """New against old, measured in the same rounds; ``baseline`` is the old file's path."""
     old = {record["backend"]: record for record in records if record["path"] == baseline}
     return [
         Verdict(
-            record["model"],
+            record["file"],
             record["backend"],
             baseline,
             ratio(_per_picture(record), _per_picture(old[record["backend"]])),
@@ -185,7 +180,7 @@ def judge_session(
             interval = ratio_of_sessions(_per_picture(record), _per_picture(other))
             found.append(
                 Verdict(
-                    record["model"], record["backend"], name, interval, MEANINGFUL + SESSIONS_APART
+                    record["file"], record["backend"], name, interval, MEANINGFUL + SESSIONS_APART
                 )
             )
     if not found:
@@ -272,7 +267,9 @@ def same_machine(old: Mapping[str, Any], here: Mapping[str, Any], name: str) -> 
 def _is_record(record: Any) -> bool:
     return (
         isinstance(record, dict)
-        and all(isinstance(record.get(k), str) for k in ("model", "backend", "path", "sha256"))
+        and all(
+            isinstance(record.get(k), str) for k in ("model", "file", "backend", "path", "sha256")
+        )
         and all(isinstance(record.get(k), int) for k in ("threads", "batch", "pictures_per_query"))
         and record.get("scenario") in SCENARIOS
         and isinstance(record.get("latency_ms"), dict)

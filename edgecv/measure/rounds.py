@@ -134,7 +134,7 @@ class Pair:
     watch: Watch | None = None
     search: RateSearch | None = None
     resources: dict[str, Any] = field(default_factory=dict)
-    layers: list[dict[str, Any]] = field(default_factory=list)
+    profile: dict[str, Any] = field(default_factory=dict)
     failure: ChildFailed | None = None
 
     @property
@@ -189,6 +189,7 @@ class Rounds:
                     if pair.alive:
                         self._measure(pair, step, steps)
             self.progress("rounds", steps, steps)
+            self._ask_usage()
             self._profile_all()
         except KeyboardInterrupt:
             self.partial = True
@@ -262,12 +263,20 @@ class Rounds:
             if self.profile_runs and pair.alive:
                 timeout = STARTUP_SECONDS + 20 * self.profile_runs * pair.steady_s
                 reply = pair.ask({"do": "profile", "runs": self.profile_runs}, timeout)
-                pair.layers = [] if reply is None else reply["layers"]
+                pair.profile = reply or {}
+
+    def _ask_usage(self) -> None:
+        for pair in self.pairs:
+            if pair.alive and pair.description and not pair.resources:
+                pair.resources = pair.ask({"do": "usage"}, CLOSE_SECONDS) or {}
 
     def _close_all(self) -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # a second one: close without asking
+            if self.partial:
+                self._ask_usage()
         for pair in self.pairs:
             if pair.child is None:
                 continue
             if pair.alive and pair.description:
-                pair.resources = pair.ask({"do": "close"}, CLOSE_SECONDS) or {}
+                pair.ask({"do": "close"}, CLOSE_SECONDS)
             pair.child.kill()

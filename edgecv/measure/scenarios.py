@@ -50,7 +50,9 @@ def plan(scenario: str, size: int | str, asked: int | None, name: str) -> Plan:
         return Plan(size, -(-STREAMS // size) if scenario == "multi-stream" else 1)
     if scenario == "multi-stream":
         if asked is not None and STREAMS % asked:
-            raise InputError(f"multi-stream sends {STREAMS} pictures at once, not batches of {asked}")
+            raise InputError(
+                f"multi-stream sends {STREAMS} pictures at once, not batches of {asked}"
+            )
         batch = asked or STREAMS
         return Plan(batch, STREAMS // batch)
     return Plan(asked or (OFFLINE_BATCH if scenario == "offline" else 1), 1)
