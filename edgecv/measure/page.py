@@ -40,7 +40,8 @@ p,li{max-width:46rem}.dim{color:var(--dim)}
 table{border-collapse:collapse;width:100%;font-size:.85rem}
 th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--line);
 font-variant-numeric:tabular-nums}
-th{color:var(--dim);font-weight:600}.t{text-align:left;overflow-wrap:anywhere}
+th{color:var(--dim);font-weight:600}.t{text-align:left;white-space:nowrap}
+.t:first-child{overflow-wrap:anywhere;white-space:normal}.noisy{white-space:nowrap}
 .noisy{color:var(--c4);font-weight:600}
 svg{width:100%;height:auto;display:block}
 svg text{fill:var(--fg);font:12px system-ui,sans-serif}svg .d{fill:var(--dim)}
@@ -100,8 +101,9 @@ def _summary(report: Report) -> str:
                 body += f'<td{_left(name in text)} data-k="{escape(name)}">{value}</td>'
             body += "</tr>\n"
         parts.append(
-            f"<h3>{escape(machine_name(environment))}</h3>\n<table><thead><tr>{head}</tr></thead>\n"
-            f"<tbody>\n{body}</tbody></table>"
+            f'<h3>{escape(machine_name(environment))}</h3>\n<div class="wide">'
+            f"<table><thead><tr>{head}</tr></thead>\n"
+            f"<tbody>\n{body}</tbody></table></div>"
         )
     sayings = [*map(comparison_text, report.comparisons), *report.notes]
     if sayings:

@@ -68,7 +68,7 @@ def merge(files: Sequence[Mapping[str, Any]]) -> Report:
         if data.get("partial"):
             notes.append("A run was interrupted: its figures are of fewer rounds.")
         notes += [
-            f"Not measured: {failure['model']} on {failure['backend']}: {failure['message']}"
+            f"Failed: {failure['model']} on {failure['backend']}: {failure['message']}"
             for failure in data.get("failures", [])
         ]
     noisy = [row for row in rows if row.record.get("noise", {}).get("noisy")]

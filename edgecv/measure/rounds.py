@@ -136,6 +136,7 @@ class Pair:
     resources: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] = field(default_factory=dict)
     failure: ChildFailed | None = None
+    measured: bool = False  # all rounds are done: what fails from here on costs no record
 
     @property
     def alive(self) -> bool:
@@ -269,6 +270,7 @@ class Rounds:
         for pair in self.pairs:
             if pair.alive and pair.description and not pair.resources:
                 pair.resources = pair.ask({"do": "usage"}, CLOSE_SECONDS) or {}
+                pair.measured = True
 
     def _close_all(self) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # a second one: close without asking

@@ -157,7 +157,9 @@ def bench(
         progress=progress,
     )
     work.run()
-    records = tuple(r for pair in pairs if pair.failure is None and (r := record_of(pair)))
+    records = tuple(
+        r for pair in pairs if (pair.measured or not pair.failure) and (r := record_of(pair))
+    )
     failures = tuple(
         Failure(pair.path, pair.backend, str(pair.failure), pair.failure.exit_code)
         for pair in pairs
