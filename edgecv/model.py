@@ -24,6 +24,7 @@ MAX_BATCH = 32  # pictures in one run of a dynamic-batch file; more only costs m
 # task -> "module:function(outputs, spec, placements, conf, iou) -> one result per picture"
 DECODERS = {
     "classify": "edgecv.postprocess.classify:decode",
+    "detect": "edgecv.postprocess.detect:decode",
 }
 
 
@@ -72,7 +73,7 @@ class Model:
         return prepare(picture, self.spec.preparation, dtype=dtype, color=color)
 
     def check_thresholds(self, conf: float | None, iou: float | None) -> None:
-        """Refuse thresholds outside 0 to 1, or for a task without boxes, which would ignore them."""
+        """Refuse thresholds outside 0 to 1, or for a task that would ignore them."""
         for name, value in (("conf", conf), ("iou", iou)):
             if value is not None and self.spec.task != "detect":
                 raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")

@@ -1,16 +1,18 @@
 """From a picture to the input tensor, exactly as the model's contract says.
 
-NumPy and Pillow only. The geometry equals torchvision's on PIL pictures (``Resize``,
-``CenterCrop``), because both call Pillow's resampling; tests hold it to bit equality.
+NumPy and Pillow only; OpenCV, where it is installed, makes ``opencv-linear`` faster and nothing
+else. The geometry equals torchvision's on PIL pictures (``Resize``, ``CenterCrop``), because both
+call Pillow's resampling; tests hold it to bit equality.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgecv.errors import InputError
 from edgecv.files import open_binary
+from edgecv.resampling import opencv_linear
 from edgecv.results import Placement
 from edgecv.spec import Preparation
-
-if TYPE_CHECKING:
-    from PIL.Image import Resampling
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 Pixels: TypeAlias = NDArray[np.uint8]  # [H, W, 3] RGB, or [H, W, 1] gray
@@ -114,6 +114,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _from_array(array: NDArray[np.uint8], color: str) -> Image.Image:
+    pixels = _check_array(array, color)
+    if pixels.shape[2] == 1:
+        return Image.fromarray(pixels[:, :, 0]).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(pixels if color == "rgb" else pixels[:, :, ::-1]))
+
+
+def _check_array(array: NDArray[np.uint8], color: str) -> Pixels:
+    """``array`` as ``[H, W, 3]`` or ``[H, W, 1]``, or the error that says what it is instead."""
     if color not in ("rgb", "bgr"):
         raise InputError(f"color must be 'rgb' or 'bgr', got {color!r}")
     if array.dtype != np.uint8:
@@ -127,62 +135,85 @@ def _from_array(array: NDArray[np.uint8], color: str) -> Image.Image:
             f"which differ in order and in what the fourth means; pass array[..., :3] with "
             f"color='rgb' or color='bgr'"
         )
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise InputError(
             f"expected an array [H, W, 3] or [H, W], got {array.shape}"
             + ("; move the channels last" if array.ndim == 3 and array.shape[0] == 3 else "")
         )
     if 0 in array.shape:
         raise InputError(f"an empty picture: array of shape {array.shape}")
-    if array.ndim == 2:
-        return Image.fromarray(array).convert("RGB")
-    return Image.fromarray(np.ascontiguousarray(array if color == "rgb" else array[:, :, ::-1]))
+    return array[:, :, None] if array.ndim == 2 else array
 
 
-def fit_pixels(picture: Image.Image, p: Preparation) -> tuple[Pixels, Placement]:
-    """Fit an RGB picture to ``p.height`` x ``p.width`` and put its channels in order.
+def fit_pixels(
+    picture: Image.Image | Pixels, p: Preparation, *, color: str = "rgb"
+) -> tuple[Pixels, Placement]:
+    """Fit a picture to ``p.height`` x ``p.width`` and put its channels in order.
 
-    Returns uint8 ``[height, width, channels]`` and where the picture lies in it.
+    ``picture`` is RGB, or an array uint8 ``[H, W, 3]`` in the order ``color``. Returns uint8
+    ``[height, width, channels]`` and where the picture lies in it. With fit ``multiple`` the size
+    is the picture's own, see :class:`Preparation`.
     """
-    kernel = _kernel(p.interpolation)
-    width, height = picture.size
-    if p.fit == "stretch":
-        canvas, left, top = _resize(picture, (p.width, p.height), kernel), 0, 0
-        scale_x, scale_y = p.width / width, p.height / height
-    elif p.fit == "crop":
-        new_width, new_height = _short_side_size(width, height, p.resize or min(p.height, p.width))
-        resized = _resize(picture, (new_width, new_height), kernel)
-        scale_x, scale_y = new_width / width, new_height / height
-        left = _corner(new_width - p.width, p.crop_rounding)
-        top = _corner(new_height - p.height, p.crop_rounding)
-        if left < 0 or top < 0:
-            canvas = _paste(resized, p, -left, -top)
-        else:
-            canvas = resized.crop((left, top, left + p.width, top + p.height))
-        left, top = -left, -top
+    if isinstance(picture, np.ndarray):
+        height, width = picture.shape[:2]
     else:
-        scale_x = scale_y = min(p.width / width, p.height / height)
-        new_width = min(p.width, max(1, round(width * scale_x)))
-        new_height = min(p.height, max(1, round(height * scale_y)))
-        left = (p.width - new_width) // 2 if p.pad_position == "center" else 0
-        top = (p.height - new_height) // 2 if p.pad_position == "center" else 0
-        canvas = _paste(_resize(picture, (new_width, new_height), kernel), p, left, top)
-    pixels = np.asarray(canvas if p.color != "gray" else canvas.convert("L"))
+        (width, height), color = picture.size, "rgb"
+    size, corner, canvas, scale = _geometry(width, height, p)
+    resized = _resample(picture, size, p.interpolation)
+    flip = color != ("bgr" if p.color == "bgr" else "rgb")
+    pixels = _place(resized[:, :, ::-1] if flip else resized, corner, canvas, p.pad_value)
     if p.color == "gray":
-        pixels = pixels[:, :, None]
-    elif p.color == "bgr":
-        pixels = pixels[:, :, ::-1]
-    return pixels, Placement(width, height, scale_x, scale_y, left, top)
+        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
+    return pixels, Placement(width, height, *scale, *corner, *canvas)
 
 
-def _kernel(interpolation: str) -> Resampling:
-    return Image.Resampling[_KERNELS[interpolation]]
+def _geometry(
+    width: int, height: int, p: Preparation
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[float, float]]:
+    """What becomes of a picture: its new size, its corner in the input (negative where it is cut
+    off), the input's size and the scale; each as x and y."""
+    canvas = (p.width, p.height)
+    if p.fit == "stretch":
+        return canvas, (0, 0), canvas, (p.width / width, p.height / height)
+    if p.fit == "crop":
+        size = _short_side_size(width, height, p.resize or min(p.height, p.width))
+        left, top = (_corner(size[i] - canvas[i], p.crop_rounding) for i in (0, 1))
+        return size, (-left, -top), canvas, (size[0] / width, size[1] / height)
+    scale = min(p.width / width, p.height / height)
+    if p.fit == "multiple":
+        scale = min(scale, 1.0)
+    whole = math.floor if p.size_rounding == "floor" else round
+    new_width = min(p.width, max(1, whole(width * scale)))
+    new_height = min(p.height, max(1, whole(height * scale)))
+    if p.fit == "multiple":
+        canvas = (new_width + -new_width % p.multiple, new_height + -new_height % p.multiple)
+    centered = p.fit == "letterbox" and p.pad_position == "center"
+    left, top = (p.width - new_width) // 2, (p.height - new_height) // 2
+    return (new_width, new_height), (left, top) if centered else (0, 0), canvas, (scale, scale)
 
 
-def _resize(picture: Image.Image, size: tuple[int, int], kernel: Resampling) -> Image.Image:
-    return picture if picture.size == size else picture.resize(size, kernel)
+def _resample(picture: Image.Image | Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
+    if interpolation == "opencv-linear":
+        return opencv_linear(np.asarray(picture), *size)
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(np.ascontiguousarray(picture))
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling[_KERNELS[interpolation]])
+    return np.asarray(picture)
+
+
+def _place(
+    pixels: Pixels, corner: tuple[int, int], size: tuple[int, int], pad_value: int
+) -> Pixels:
+    """A canvas of ``size`` with ``pixels`` at ``corner``; what hangs over is cut off."""
+    (left, top), (width, height) = corner, size
+    part = pixels[max(0, -top) : height - top, max(0, -left) : width - left]
+    if part.shape[:2] == (height, width):
+        return part
+    canvas = np.full((height, width, 3), pad_value, np.uint8)
+    top, left = max(0, top), max(0, left)
+    canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return canvas
 
 
 def _short_side_size(width: int, height: int, short: int) -> tuple[int, int]:
@@ -194,12 +225,6 @@ def _short_side_size(width: int, height: int, short: int) -> tuple[int, int]:
 
 def _corner(excess: int, rounding: str) -> int:
     return round(excess / 2) if rounding == "round-half-even" else excess // 2
-
-
-def _paste(picture: Image.Image, p: Preparation, left: int, top: int) -> Image.Image:
-    canvas = Image.new("RGB", (p.width, p.height), (p.pad_value,) * 3)
-    canvas.paste(picture, (left, top))
-    return canvas
 
 
 def normalize(pixels: Pixels, p: Preparation) -> NDArray[np.float32]:
@@ -232,7 +257,10 @@ def prepare(
     picture: Picture, p: Preparation, *, dtype: str = "float32", color: str = "rgb"
 ) -> Prepared:
     """A picture to the tensor that a model with this contract and input dtype takes."""
-    pixels, placement = fit_pixels(open_picture(picture, color=color), p)
+    if isinstance(picture, np.ndarray) and (frame := _check_array(picture, color)).shape[2] == 3:
+        pixels, placement = fit_pixels(frame, p, color=color)  # a video frame: spare the copies
+    else:
+        pixels, placement = fit_pixels(open_picture(picture, color=color), p)
     return Prepared(to_tensor(pixels, p, dtype), placement)
 
 

@@ -20,7 +20,8 @@ from edgecv.errors import RuntimeFailure
 class Placement:
     """Where a picture lies in the input: ``input = picture * scale + offset``, per axis, pixels.
 
-    ``width`` and ``height`` are the source picture's. The way back is what detections need.
+    ``width`` and ``height`` are the source picture's, ``input_width`` and ``input_height`` the
+    input tensor's. The way back is what detections need.
     """
 
     width: int
@@ -29,6 +30,8 @@ class Placement:
     scale_y: float
     offset_x: float
     offset_y: float
+    input_width: int
+    input_height: int
 
 
 class Class(NamedTuple):

@@ -301,6 +301,7 @@ def _preparation(table: Table) -> Preparation:
         crop_rounding=table.text("crop_rounding", blank.crop_rounding),
         pad_value=table.integer("pad_value", blank.pad_value) or 0,
         pad_position=table.text("pad_position", blank.pad_position),
+        size_rounding=table.text("size_rounding", blank.size_rounding),
         multiple=table.integer("multiple", blank.multiple) or 1,
         divisor=table.number("divisor", blank.divisor),
         mean=values("mean", 0.0),

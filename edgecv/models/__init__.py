@@ -17,8 +17,9 @@ from edgecv.errors import RecipeError
 if TYPE_CHECKING:
     from torch import nn
 
-# name -> "module:factory"; the factory's first parameter is num_classes
+# name -> "module:factory"; the classifiers' first parameter is num_classes
 FACTORIES = {
+    "mobilefacenet": "edgecv.models.mobilefacenet:mobilefacenet",
     "mobilenet_v2": "edgecv.models.mobilenetv2:mobilenet_v2",
 }
 
@@ -58,6 +59,8 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> nn.Modu
         allowed = ", ".join(p for p in known if p != "num_classes")
         raise RecipeError(f"{name} has no option {', '.join(surplus)}; it takes {allowed}")
     if num_classes is not None:
+        if "num_classes" not in known:
+            raise RecipeError(f"{name} has no classes; it takes {', '.join(known)}")
         if num_classes < 1:
             raise RecipeError(f"{name}: num_classes must be at least 1, not {num_classes}")
         options["num_classes"] = num_classes

@@ -7,12 +7,12 @@ checkpoints load unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from edgecv.models.layers import make_divisible
+from edgecv.models.layers import Classifier, conv_norm, initialise, make_divisible
 
 
 class Stage(NamedTuple):
@@ -36,19 +36,6 @@ STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 
 
-def conv_bn_relu6(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
-    """Convolution without bias, BatchNorm, ReLU6; padding keeps the size at stride 1."""
-    return nn.Sequential(
-        nn.Conv2d(
-            in_channels, out_channels, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False
-        ),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU6(inplace=True),
-    )
-
-
 class InvertedResidual(nn.Module):
     """Widen (1x1), filter per channel (3x3 depthwise), project (1x1, linear); skip if it fits."""
 
@@ -58,9 +45,9 @@ class InvertedResidual(nn.Module):
         self.has_skip = stride == 1 and in_channels == out_channels
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(conv_bn_relu6(in_channels, hidden, 1))
+            layers.append(conv_norm(in_channels, hidden, 1))
         layers += [
-            conv_bn_relu6(hidden, hidden, 3, stride, groups=hidden),
+            conv_norm(hidden, hidden, 3, stride, groups=hidden),
             nn.Conv2d(hidden, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         ]
@@ -71,13 +58,13 @@ class InvertedResidual(nn.Module):
         return x + out if self.has_skip else out
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Classifier):
     """See :func:`mobilenet_v2`."""
 
     def __init__(self, num_classes: int, width: float, dropout: float) -> None:
         super().__init__()
         channels = make_divisible(STEM_CHANNELS * width)
-        features: list[nn.Module] = [conv_bn_relu6(3, channels, 3, stride=2)]
+        features: list[nn.Module] = [conv_norm(3, channels, 3, stride=2)]
         for t, c, n, s in STAGES:
             out_channels = make_divisible(c * width)
             for block in range(n):
@@ -85,16 +72,16 @@ class MobileNetV2(nn.Module):
                 features.append(InvertedResidual(channels, out_channels, stride, t))
                 channels = out_channels
         last = make_divisible(HEAD_CHANNELS * max(1.0, width))
-        features.append(conv_bn_relu6(channels, last, 1))
+        features.append(conv_norm(channels, last, 1))
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(last, num_classes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x)  # [N, last, H / 32, W / 32]
-        x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
-        x = torch.flatten(x, 1)  # [N, last]
-        logits: Tensor = self.classifier(x)
-        return logits  # [N, num_classes]
+    def maps(self, x: Tensor) -> Tensor:
+        out: Tensor = self.features(x)  # [N, last, H / 32, W / 32]
+        return out
+
+    def dense(self) -> Sequence[nn.Module]:
+        return list(self.classifier)
 
 
 def mobilenet_v2(
@@ -107,10 +94,5 @@ def mobilenet_v2(
     1 pixel work; multiples of 32 waste nothing.
     """
     model = MobileNetV2(num_classes, width, dropout)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0.0, 0.01)
-            nn.init.zeros_(module.bias)
+    initialise(model)
     return model

@@ -20,7 +20,7 @@ def decode(
     conf: float | None = None,
     iou: float | None = None,
 ) -> list[Classification]:
-    """One :class:`Classification` per picture. There are no boxes: ``conf`` and ``iou`` are None."""
+    """One :class:`Classification` per picture; ``conf`` and ``iou`` are None: no boxes."""
     return classifications(outputs[spec.outputs[0].name], spec.decoding.kind, spec.labels)
 
 

@@ -72,3 +72,12 @@ def test_bad_requests_are_explained(arguments, message):
 def test_unknown_option_is_named():
     with pytest.raises(Exception, match="no option depth; it takes width, dropout"):
         models.create("mobilenet_v2", depth=2)
+
+
+def test_mobilefacenet_takes_the_published_weights(assets):
+    state = read_state_dict(assets / "weights" / "mobilefacenet.pt")
+    model = models.create("MobileFaceNet").eval()
+    assert set(state) == set(model.state_dict())
+    load_into(model, state, "assets")
+    with torch.inference_mode():
+        assert model(torch.zeros(2, 3, 112, 112)).shape == (2, 128)

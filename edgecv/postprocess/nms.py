@@ -1,0 +1,319 @@
+"""Non-maximum suppression: greedy (per class or class-agnostic), by IoU or DIoU.
+
+**Result.** Indices into the input, best score first. Of equal scores the lower index comes first,
+and therefore suppresses the other. A box suppresses a later one where their overlap is *greater*
+than the threshold. This is torchvision's ``nms`` and ``batched_nms``, with ties defined.
+
+**Defined for everything.** No boxes: an empty result. A NaN score, or a box with a NaN or
+infinite coordinate, is never kept. An empty or inverted box overlaps with nothing: it is kept and
+suppresses nothing. Overlaps are computed in float32 (float64 for float64 boxes).
+
+**How it is fast in NumPy.** IoU > t needs an overlap of more than the share t along x alone, so
+the left edge of the one box lies within ``(1 - t) * width`` of the other's. Sorted by left edge
+(classes laid side by side on one axis), the possible partners of a box are a range, found for all
+boxes by one binary search. The few pairs that remain are tested together, and the greedy choice is
+made on the pairs that overlap: in rounds, each of which keeps every box that no undecided better
+one overlaps (Cluster-NMS, arXiv:2005.03572, reaches the same fixed point). Where the pairs are many
+(dense or equal boxes) the best few boxes are settled first and what they suppress is dropped before
+the next, larger block, so time follows the boxes that are left and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecv.errors import InputError
+from edgecv.postprocess.boxes import Floats, as_boxes, center_distance
+
+Indices: TypeAlias = NDArray[np.intp]
+
+MEASURES = ("iou", "diou")
+
+DIRECT_PAIRS = 1 << 14  # up to here testing all pairs at once beats any cleverness
+CHUNK_PAIRS = 1 << 18  # pairs tested in one go: about 15 MB of temporary arrays
+FIRST_BLOCK = 64
+ROUNDS = 6  # of the vectorised choice; what a longer chain leaves is settled one by one
+
+
+def nms(
+    boxes: NDArray[Any],
+    scores: NDArray[Any],
+    iou: float = 0.5,
+    *,
+    classes: NDArray[Any] | None = None,
+    max_det: int | None = None,
+    measure: str = "iou",
+) -> NDArray[np.int64]:
+    """The boxes that greedy suppression keeps: int64 ``[K]``, best score first.
+
+    ``boxes`` ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``classes`` ``[N]`` integers: boxes of
+    different classes never suppress each other; ``None`` is class-agnostic. ``iou`` is the
+    threshold, 0 to 1 (at 1 nothing is suppressed). ``measure="diou"`` compares DIoU instead (Zheng
+    et al. 2020), which spares close boxes with distant centres. At most ``max_det`` are kept.
+
+    See the module's docstring for ties and for what NaN, infinite and empty boxes do.
+    """
+    boxes, scores, groups = check_candidates(boxes, scores, classes)
+    check_threshold(iou, "iou")
+    if measure not in MEASURES:
+        raise InputError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}")
+    if max_det is not None and max_det < 0:
+        raise InputError(f"max_det must be 0 or more, got {max_det}")
+    order = by_score(scores, finite_rows(boxes, scores))
+    columns = np.ascontiguousarray(boxes[order].T)  # [4, N]: each coordinate in one run
+    kept = _greedy(
+        columns, None if groups is None else groups[order], iou, max_det, measure == "diou"
+    )
+    return order[kept[:max_det]].astype(np.int64, copy=False)
+
+
+def check_candidates(
+    boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any] | None
+) -> tuple[Floats, NDArray[Any], NDArray[np.int64] | None]:
+    """``boxes`` ``[N, 4]``, ``scores`` ``[N]`` and ``classes`` ``[N]`` as arrays that agree."""
+    boxes, scores = as_boxes(boxes), np.asarray(scores)
+    if scores.shape != boxes.shape[:1]:
+        raise InputError(f"scores: expected one per box, [{len(boxes)}], got {scores.shape}")
+    if classes is None:
+        return boxes, scores, None
+    groups = np.asarray(classes)
+    if groups.shape != boxes.shape[:1]:
+        raise InputError(f"classes: expected one per box, [{len(boxes)}], got {groups.shape}")
+    if not np.issubdtype(groups.dtype, np.integer):
+        raise InputError(f"classes: expected integers, got {groups.dtype}")
+    return boxes, scores, groups.astype(np.int64, copy=False)
+
+
+def check_threshold(value: float, what: str) -> None:
+    """A threshold lies from 0 to 1; NaN does not."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{what} must be a threshold from 0 to 1, got {value}")
+
+
+def finite_rows(boxes: Floats, scores: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which candidates can be kept at all: finite coordinates, and a score that is not NaN."""
+    # one reduction over everything first: broken boxes are rare, and this runs on every picture
+    if np.isfinite(boxes.sum()) and not np.isnan(scores.sum()):
+        return np.ones(len(boxes), np.bool_)
+    rows: NDArray[np.bool_] = np.isfinite(boxes).all(axis=1) & ~np.isnan(scores)
+    return rows
+
+
+def by_score(scores: NDArray[Any], usable: NDArray[np.bool_] | None = None) -> Indices:
+    """Indices of the usable scores, highest first; of equal ones the lower index first."""
+    if scores.dtype != np.float32 or len(scores) >= 1 << 32:
+        order = np.argsort(-scores.astype(np.float64), kind="stable")
+    else:
+        # The bits of a float32 in the order of its value, complemented, above the index: one sort
+        # of unique integers, five times faster than a stable sort of floats. + 0.0 makes -0.0 0.0.
+        bits = (scores + np.float32(0)).view(np.uint32)
+        rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+        keys = (~rising).astype(np.uint64) << np.uint64(32)
+        keys |= np.arange(len(scores), dtype=np.uint64)
+        keys.sort()
+        order = (keys & np.uint64(0xFFFFFFFF)).astype(np.intp)
+    return order if usable is None or usable.all() else order[usable[order]]
+
+
+# --- the greedy choice ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Boxes sorted by ``key``: the left (or top) edge, each class on a stretch of its own.
+
+    ``reach[i]``: how far above ``key[i]`` the key of a box can lie that box i overlaps enough.
+    ``rank[i]``: its place by score. ``columns`` ``[5, N]``: x1, y1, x2, y2, area.
+    """
+
+    key: NDArray[np.float64]
+    reach: NDArray[np.float64]
+    rank: Indices
+    columns: Floats
+
+    def take(self, which: Any) -> _Sweep:
+        return _Sweep(self.key[which], self.reach[which], self.rank[which], self.columns[:, which])
+
+    def partners(self) -> Indices:
+        """For each box, how many of those after it lie in its reach: they follow it."""
+        ends = np.searchsorted(self.key, self.key + self.reach, side="right")
+        return ends - np.arange(1, len(ends) + 1)
+
+
+def _greedy(
+    columns: Floats,
+    groups: NDArray[np.int64] | None,
+    threshold: float,
+    limit: int | None,
+    diou: bool,
+) -> Indices:
+    """Places of the kept ones among boxes ``[4, N]`` in order of score, rising.
+
+    With a ``limit`` at least that many of the first are right; there may be more.
+    """
+    count = columns.shape[1]
+    if threshold >= 1 or count < 2:
+        return np.arange(count)
+    sizes = columns[2:] - columns[:2]
+    solid = (sizes > 0).all(axis=0)
+    test = _Test(threshold, columns.dtype, diou)
+    if solid.all():
+        kept = _settle(_sweep(columns, sizes, groups, np.arange(count), test), test, limit)
+    else:
+        which = np.flatnonzero(solid)
+        part = None if groups is None else groups[which]
+        sweep = _sweep(columns[:, which], sizes[:, which], part, which, test)
+        kept = np.concatenate([np.flatnonzero(~solid), _settle(sweep, test, limit)])
+    kept.sort()
+    return kept
+
+
+class _Test:
+    """Whether two boxes overlap by more than the threshold, as torchvision computes it."""
+
+    def __init__(self, threshold: float, dtype: np.dtype[Any], diou: bool) -> None:
+        # float32 > python float is compared in float32 by NumPy, in double by C: the largest
+        # float that does not exceed the threshold gives C's answer
+        limit = dtype.type(threshold)
+        if float(limit) > threshold:
+            limit = np.nextafter(limit, dtype.type(-1))
+        self.limit = limit
+        self.diou = diou
+        # What rounding can add to a quotient of sums and products of float32, with room to spare.
+        self.slack = 1 - threshold + 1e-5
+
+    def __call__(self, c: Floats, d: Floats, i: Indices, j: Indices) -> tuple[Indices, Indices]:
+        """Of the pairs (box i of ``c``, box j of ``d``) those that overlap by enough."""
+        tall = np.minimum(c[3][i], d[3][j])
+        tall -= np.maximum(c[1][i], d[1][j])
+        near = np.flatnonzero(tall > 0)
+        i, j, tall = i[near], j[near], tall[near]
+        wide = np.minimum(c[2][i], d[2][j])
+        wide -= np.maximum(c[0][i], d[0][j])
+        inter = np.maximum(wide, 0)
+        inter *= tall
+        union = c[4][i] + d[4][j]
+        union -= inter
+        # a union is 0 or NaN only where the areas leave the range of floats: no overlap, then
+        with np.errstate(invalid="ignore", divide="ignore"):
+            inter /= union
+        hit = np.flatnonzero(inter > self.limit)
+        if self.diou and len(hit):  # DIoU never exceeds IoU: the rest is out already
+            distance = center_distance(c[:4, i[hit]].T, d[:4, j[hit]].T)
+            hit = hit[inter[hit] - distance > self.limit]
+        return i[hit], j[hit]
+
+
+def _sweep(
+    columns: Floats, sizes: Floats, groups: NDArray[np.int64] | None, rank: Indices, test: _Test
+) -> _Sweep:
+    """The boxes as a :class:`_Sweep` along x, each class on its own stretch of the axis."""
+    axis = columns[0].astype(np.float64)
+    reach = sizes[0] * test.slack
+    reach = reach.astype(np.float64, copy=False)
+    if groups is not None:
+        low, high = int(groups.min()), int(groups.max())
+        if high - low >= 1 << 20:  # not class numbers but codes: number them
+            groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
+            low, high = 0, int(groups.max())
+        start = float(axis.min())
+        span = (float(axis.max()) - start) + float(reach.max())
+        span += span * 1e-3 + 1e-30  # a gap that rounding cannot bridge
+        axis -= start
+        axis += (groups - low) * span
+        reach += (high - low + 1) * span * 2.0**-50  # the rounding of the sums above
+    by_key = np.argsort(axis)
+    full = np.empty((5, len(axis)), columns.dtype)
+    full[:4] = columns
+    np.multiply(sizes[0], sizes[1], out=full[4])
+    return _Sweep(axis[by_key], reach[by_key], rank[by_key], full[:, by_key])
+
+
+def _settle(sweep: _Sweep, test: _Test, limit: int | None) -> Indices:
+    """Ranks of the boxes of ``sweep`` that greedy suppression keeps, in any order."""
+    done: list[Indices] = []
+    kept, block = 0, FIRST_BLOCK
+    while limit is None or kept < limit:
+        count, partners = len(sweep.rank), sweep.partners()
+        total = int(partners.sum())
+        if total <= DIRECT_PAIRS or block >= count:
+            done.append(sweep.rank[_choose(sweep, partners, test)])
+            break
+        # the best boxes are settled first, as many as make about CHUNK_PAIRS pairs
+        size = min(block, max(FIRST_BLOCK, int(count * (CHUNK_PAIRS / total) ** 0.5)))
+        first = sweep.rank <= np.partition(sweep.rank, size - 1)[size - 1]
+        head, rest = sweep.take(np.flatnonzero(first)), sweep.take(np.flatnonzero(~first))
+        head = head.take(_choose(head, head.partners(), test))
+        done.append(head.rank)
+        kept += len(head.rank)
+        sweep = rest.take(_survivors(head, rest, test))
+        block *= 2
+    return np.concatenate(done) if done else np.empty(0, np.intp)
+
+
+def _choose(sweep: _Sweep, partners: Indices, test: _Test) -> Indices:
+    """The kept places of ``sweep``: the greedy choice among its overlapping pairs."""
+    better, worse = [], []
+    for i, j in _pairs(np.arange(1, len(partners) + 1), partners):
+        i, j = test(sweep.columns, sweep.columns, i, j)
+        first = sweep.rank[i] < sweep.rank[j]
+        better.append(np.where(first, i, j))
+        worse.append(np.where(first, j, i))
+    keep = np.ones(len(partners), np.bool_)
+    if better:
+        _suppress(keep, np.concatenate(better), np.concatenate(worse), sweep.rank)
+    return np.flatnonzero(keep)
+
+
+def _suppress(keep: NDArray[np.bool_], better: Indices, worse: Indices, rank: Indices) -> None:
+    """Clear ``keep`` where a kept better box overlaps a worse one."""
+    for _ in range(ROUNDS):
+        if not len(better):
+            return
+        open_ = np.zeros(len(keep), np.bool_)
+        open_[worse] = True  # a box that some undecided better one overlaps
+        keep[worse[~open_[better]]] = False
+        still = open_[better] & keep[better] & keep[worse]
+        better, worse = better[still], worse[still]
+    turn = np.argsort(rank[better], kind="stable")
+    flags = keep.tolist()
+    for i, j in zip(better[turn].tolist(), worse[turn].tolist(), strict=True):
+        if flags[i]:
+            flags[j] = False
+    keep[:] = flags
+
+
+def _survivors(head: _Sweep, rest: _Sweep, test: _Test) -> Indices:
+    """The places of ``rest`` that no box of ``head`` suppresses."""
+    alive = np.ones(len(rest.rank), np.bool_)
+    # a partner to the left reaches this far: as wide as the overlap allows, or as the widest is
+    left = np.minimum(
+        head.reach / max(1 - test.slack, 1e-9), rest.reach.max() if len(rest.reach) else 0.0
+    )
+    starts = np.searchsorted(rest.key, head.key - left, side="left")
+    ends = np.searchsorted(rest.key, head.key + head.reach, side="right")
+    for i, j in _pairs(starts, ends - starts):
+        alive[test(head.columns, rest.columns, i, j)[1]] = False
+    return np.flatnonzero(alive)
+
+
+def _pairs(starts: Indices, counts: Indices) -> Any:
+    """The pairs ``(i, starts[i] + k)`` for k below ``counts[i]``, in chunks of bounded size."""
+    ends = np.cumsum(counts)
+    row = 0
+    while row < len(counts):
+        before = int(ends[row - 1]) if row else 0
+        stop = max(row + 1, int(np.searchsorted(ends, before + CHUNK_PAIRS, side="right")))
+        part = counts[row:stop]
+        total = int(ends[stop - 1]) - before
+        if total:
+            i = np.repeat(np.arange(row, stop), part)
+            shift = starts[row:stop] - (ends[row:stop] - part - before)
+            j = np.repeat(shift, part)
+            j += np.arange(total)
+            yield i, j
+        row = stop
