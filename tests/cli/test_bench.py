@@ -100,7 +100,15 @@ def test_a_backend_that_dies_is_reported_with_its_words_and_the_others_go_on():
 
 def test_json_keeps_the_records_of_those_that_could_be_measured():
     done = edgecv(
-        "bench", READY_MODEL, "--backend", "ort", "--backend", "tflite", "--duration", "0.1", "--json"
+        "bench",
+        READY_MODEL,
+        "--backend",
+        "ort",
+        "--backend",
+        "tflite",
+        "--duration",
+        "0.1",
+        "--json",
     )
     assert done.returncode == 1
     data = json.loads(done.stdout)
@@ -122,7 +130,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     )
     time.sleep(4)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, stderr
     assert "interrupted" in stderr
     data = json.loads(out.read_text())

@@ -104,9 +104,7 @@ def test_bf16_in_place_of_fp32_is_found_in_the_first_layer(spec, tmp_path):
 
 def test_a_clip_bound_of_6_1_is_named(spec, tmp_path):
     proto, path = onnx.load(READY_MODEL), tmp_path / "clip.onnx"
-    (six,) = [
-        t for t in proto.graph.initializer if not t.dims and numpy_helper.to_array(t) == 6
-    ]
+    (six,) = [t for t in proto.graph.initializer if not t.dims and numpy_helper.to_array(t) == 6]
     six.CopyFrom(numpy_helper.from_array(np.float32(6.1), six.name))
     path.write_bytes(proto.SerializeToString())
     outcome = edgecv.verify(path, READY_MODEL, layers=True)
