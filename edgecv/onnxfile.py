@@ -68,10 +68,15 @@ def write_metadata(
         out.writelines([*kept, tag, varint(len(entry)), entry])
 
 
-def fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
-    """The top-level fields of a protobuf message: number, start of the value, its size."""
-    end = file.seek(0, os.SEEK_END)
-    position = count = 0
+def fields(
+    file: BinaryIO, path: Path, start: int = 0, size: int | None = None
+) -> Iterator[tuple[int, int, int]]:
+    """The fields of the protobuf message of ``size`` bytes at ``start``, by default the file.
+
+    Of each field its number, where its value starts, and the value's size.
+    """
+    end = file.seek(0, os.SEEK_END) if size is None else start + size
+    position, count = start, 0
     while position < end:
         count += 1
         if count > MAX_FIELDS:  # a hostile file of empty fields would be walked for hours
@@ -81,25 +86,26 @@ def fields(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, int]]:
         tag, used = read_varint(head, 0, path)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
-            start = position + used
-            size = read_varint(head, used, path)[1] - used
+            begin = position + used
+            length = read_varint(head, used, path)[1] - used
         elif wire == 2:
-            size, used = read_varint(head, used, path)
-            start = position + used
+            length, used = read_varint(head, used, path)
+            begin = position + used
         elif wire in (1, 5):
-            start, size = position + used, 8 if wire == 1 else 4
+            begin, length = position + used, 8 if wire == 1 else 4
         else:
             raise SpecError(f"{path}: not an ONNX model, or a damaged one (wire type {wire})")
-        if number == 0 or start + size > end:
+        if number == 0 or begin + length > end:
             raise SpecError(
-                f"{path}: not an ONNX model, or cut off (a field ends {start + size - end} bytes "
+                f"{path}: not an ONNX model, or cut off (a field ends {begin + length - end} bytes "
                 f"behind the end of the file); copy or export it again"
             )
-        yield number, start, size
-        position = start + size
+        yield number, begin, length
+        position = begin + length
 
 
 def read_varint(data: bytes, position: int, path: Path) -> tuple[int, int]:
+    """The number at ``position``, seven bits a byte, and the position behind it."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -52,6 +52,7 @@ app = typer.Typer(
 def _register() -> None:
     """Commands in the order of a session; each module imports its workflow when it is called."""
     from edgecv.cli import (
+        adopt,
         backends,
         bench,
         doctor,
@@ -68,6 +69,7 @@ def _register() -> None:
 
     commands: dict[str, Callable[..., Any]] = {
         "export": export.command,
+        "adopt": adopt.command,
         "inspect": inspect.command,
         "predict": predict.command,
         "eval": evaluate.command,

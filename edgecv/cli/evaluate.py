@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgecv.cli.options import BackendOption
 from edgecv.cli.output import JsonOption, Output
 
+WORST = 5  # classes of which the figure is shown
+
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")],
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder per class.")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="A folder per class; data.yaml, or its folder, or COCO JSON; images and masks.",
+        ),
+    ],
     backend: BackendOption = "auto",
-    classes: Annotated[
-        Path | None, typer.Option(help="Maps folder names to class indices.")
+    split: Annotated[
+        str | None, typer.Option(help="Which one of a data.yaml: train, val (default), test.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Score this many pictures.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Maps the data set's class names to indices.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Score this many pictures, drawn by a seed.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -30,20 +43,14 @@ def command(
     out = Output(as_json)
     with out.progress() as progress:
         score = evaluate(
-            model, dataset, backend=backend, classes=classes, limit=limit, progress=progress
+            model,
+            dataset,
+            backend=backend,
+            split=split,
+            classes=classes,
+            limit=limit,
+            progress=progress,
         )
-    out.table(
-        ["pictures", "top-1", "top-5", "backend", "computes in"],
-        [
-            [
-                score.count,
-                f"{score.top1:.2%} ({score.correct1})",
-                f"{score.top5:.2%} ({score.correct5})",
-                score.backend,
-                score.precision,
-            ]
-        ],
-    )
     data = {
         "schema": EVAL_SCHEMA,
         "model": str(model),
@@ -51,6 +58,37 @@ def command(
         "dataset": str(dataset),
         **score.to_dict(),
     }
+    columns = {**_columns(data), "ran on": f"{score.backend}, {score.precision}"}
+    out.pairs(columns, f"{model} on {dataset}")
+    if per_class := data.get("per_class"):
+        worst = sorted(per_class.items(), key=lambda item: item[1])[:WORST]
+        out.say("worst classes: " + ", ".join(f"{name} {value:.2%}" for name, value in worst))
     if output is not None:
         write_json(output, data)
     out.result(data)
+
+
+def _columns(data: dict[str, Any]) -> dict[str, str | int]:
+    """The figures of one task's score, as they are shown."""
+
+    def rate(key: str) -> str:
+        return "none" if data[key] is None else f"{data[key]:.2%}"
+
+    if data["task"] == "classify":
+        return {
+            "pictures": data["count"],
+            "top-1": f"{rate('top1')} ({data['correct1']})",
+            "top-5": f"{rate('top5')} ({data['correct5']})",
+        }
+    if data["task"] == "detect":
+        return {
+            "pictures": data["count"],
+            "objects": data["objects"],
+            "AP": rate("ap"),
+            "AP50": rate("ap50"),
+            "AP75": rate("ap75"),
+            "small": rate("ap_small"),
+            "medium": rate("ap_medium"),
+            "large": rate("ap_large"),
+        }
+    return {"pictures": data["count"], "mIoU": rate("miou"), "pixels right": rate("accuracy")}
