@@ -43,7 +43,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
-    from edgecv.files import write_json
+    from edgecv.files import sha256_of, write_json
+    from edgecv.measure.report import EVAL_SCHEMA
     from edgecv.workflows.evaluate import evaluate
 
     out = Output(as_json)
@@ -59,7 +60,13 @@ def command(
             far=far,
             progress=progress,
         )
-    data = {"model": str(model), "dataset": str(dataset), **score.to_dict()}
+    data = {
+        "schema": EVAL_SCHEMA,
+        "model": str(model),
+        "sha256": sha256_of(model),
+        "dataset": str(dataset),
+        **score.to_dict(),
+    }
     columns = {**_columns(data), "ran on": f"{score.backend}, {score.precision}"}
     out.pairs(columns, f"{model} on {dataset}")
     if per_class := data.get("per_class"):
