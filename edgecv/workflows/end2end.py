@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,13 +14,14 @@ import onnx
 import onnx_ir as ir
 
 from edgecv.errors import ExportError
-from edgecv.graph.end2end import OUTPUTS, append_nms
+from edgecv.graph.end2end import MIN_OPSET, OUTPUTS, append_nms
+from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure import selftest
 from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model
 from edgecv.results import Detections, Placement
 from edgecv.runtimes import open_backend
-from edgecv.spec import Decoding, ModelSpec, TensorSpec, write_spec
+from edgecv.spec import Decoding, ModelSpec, TensorSpec, read_spec, write_spec
 
 PROOF_SEED = 11
 PROOF_CONF = (
@@ -54,6 +56,30 @@ def with_nms(data: bytes, spec: ModelSpec, form: str = "onnx") -> tuple[bytes, M
             batch = _pictures(spec, selftest.SEED)
             expected = selftest.record(model.infer(batch), FP32_MAX_REL)
     return twin, replace(changed, self_test=expected)
+
+
+def append_to_file(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    form: str = "onnx",
+) -> tuple[Path, ModelSpec]:
+    """Write the detector ``path``, a file with a contract, with NMS in its graph.
+
+    A graph of an older opset is brought to 18 on the way (:mod:`edgecv.graph.upgrade`). ``output``
+    defaults to ``NAME-end2end.onnx`` in the current folder. Gives the path and the new contract.
+    """
+    source = Path(path)
+    spec = read_spec(source)
+    proto = read_onnx(source)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset < MIN_OPSET:
+        upgraded: ir.Model = upgrade(proto, source)
+        proto, opset = ir.to_proto(upgraded), upgraded.opset_imports[""]
+        spec = replace(spec, provenance={**spec.provenance, "opset": opset})
+    data, changed = with_nms(proto.SerializeToString(deterministic=True), spec, form)
+    written = Path(output) if output is not None else Path(f"{source.stem}-end2end.onnx")
+    write_spec(data, changed, written)
+    return written, changed
 
 
 def _append(data: bytes, spec: ModelSpec, form: str) -> tuple[bytes, ModelSpec]:
