@@ -76,10 +76,10 @@ def export(
     """Export ``name`` (a recipe, a recipe file, or a model source) to an ONNX file.
 
     ``batch`` is a fixed size, or ``None`` for a dynamic one. ``output`` defaults to the recipe's
-    name in the current folder. ``end2end`` appends decoding and NMS to a detector's graph
-    (:mod:`edgecv.workflows.end2end`). The file is compared with PyTorch before it gets its name: where
+    name in the current folder. The file is compared with PyTorch before it gets its name: where
     the logits differ by more than :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest,
-    nothing is written and :class:`~edgecv.errors.ExportError` is raised.
+    nothing is written and :class:`~edgecv.errors.ExportError` is raised. ``end2end`` appends
+    decoding and NMS to a detector's graph (:mod:`edgecv.workflows.end2end`).
     """
     recipe = recipe_for(name, overrides)
     resolved = resolve(recipe, weights, progress)
