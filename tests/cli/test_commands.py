@@ -13,7 +13,7 @@ from PIL import Image
 from edgecv.measure.ready import READY_MODEL
 
 COMMANDS = [
-    "export", "inspect", "predict", "eval", "verify", "bench", "train", "models", "backends",
+    "export", "adopt", "inspect", "predict", "eval", "verify", "bench", "train", "models", "backends",
     "doctor", "samples",
 ]  # fmt: skip
 

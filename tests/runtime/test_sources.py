@@ -162,3 +162,16 @@ def test_what_is_saved_is_there_line_by_line(tmp_path, picture_file):
     assert json.loads(lines[0])["top"][0]["label"] == "cat"
     with Image.open(tmp_path / "out" / "picture.png") as drawn:
         assert drawn.height > 48
+
+
+def test_detections_as_coco_and_as_supervisions():
+    first, _, third = BOXES.to_coco(7)
+    assert first["image_id"] == 7
+    assert first["bbox"] == [10, 10, 50, 40]
+    assert (third["category_id"], third["bbox"]) == (2, [-5, -5, 405, 305])
+    supervision = pytest.importorskip("supervision")
+    theirs = BOXES.to_supervision()
+    assert isinstance(theirs, supervision.Detections)
+    np.testing.assert_array_equal(theirs.xyxy, BOXES.boxes)
+    np.testing.assert_array_equal(theirs.class_id, BOXES.classes)
+    assert list(theirs.data["class_name"])[1:] == ["b", "c"]
