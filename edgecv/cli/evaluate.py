@@ -43,6 +43,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
+    from edgecv.evaluate.coco import MIN_SCORE
     from edgecv.files import sha256_of, write_json
     from edgecv.measure.report import EVAL_SCHEMA
     from edgecv.workflows.evaluate import evaluate
@@ -69,6 +70,11 @@ def command(
     }
     columns = {**_columns(data), "ran on": f"{score.backend}, {score.precision}"}
     out.pairs(columns, f"{model} on {dataset}")
+    if data.get("conf", 0) > MIN_SCORE:
+        out.note(
+            f"NMS in this file's graph drops what scores {data['conf']:g} or less, so this is the "
+            f"AP of that operating point; the file without NMS in its graph scores higher"
+        )
     if per_class := data.get("per_class"):
         worst = sorted(per_class.items(), key=lambda item: item[1])[:WORST]
         out.say("worst classes: " + ", ".join(f"{name} {value:.2%}" for name, value in worst))

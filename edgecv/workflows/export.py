@@ -26,6 +26,7 @@ from edgecv.measure.compare import FP32_MAX_REL, compare, worst
 from edgecv.progress import Progress, silent
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, TensorSpec, write_spec
+from edgecv.workflows.end2end import with_nms
 
 PARITY_SEED = 7  # not the seed of the self-test, nor anything that the tracer saw
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime")
@@ -67,6 +68,7 @@ def export(
     overrides: InputOverrides | None = None,
     opset: int = DEFAULT_OPSET,
     batch: int | None = 1,
+    end2end: bool = False,
     output: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda text: None,
@@ -76,7 +78,8 @@ def export(
     ``batch`` is a fixed size, or ``None`` for a dynamic one. ``output`` defaults to the recipe's
     name in the current folder. The file is compared with PyTorch before it gets its name: where
     the logits differ by more than :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest,
-    nothing is written and :class:`~edgecv.errors.ExportError` is raised.
+    nothing is written and :class:`~edgecv.errors.ExportError` is raised. ``end2end`` appends
+    decoding and NMS to a detector's graph (:mod:`edgecv.workflows.end2end`).
     """
     recipe = recipe_for(name, overrides)
     resolved = resolve(recipe, weights, progress)
@@ -103,6 +106,8 @@ def export(
     path = Path(output) if output is not None else Path(f"{recipe.name}.onnx")
     progress("proving parity", 3, 4)
     spec = replace(spec, parity=_prove(data, spec, model))
+    if end2end:
+        data, spec = with_nms(data, spec)
     write_spec(data, spec, path)
     progress("proving parity", 4, 4)
     return ExportResult(path, spec, opset, path.stat().st_size, resolved, nodes)
