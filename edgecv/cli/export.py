@@ -23,7 +23,9 @@ def command(
     weights: Annotated[
         str, typer.Option(metavar="auto|imagenet|bundled|random|FILE", help="Which weights.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(metavar="fp32", help="Of the file.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|fp16", help="Of the file; IO stays FP32.")
+    ] = "fp32",
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 18,
     image_size: Annotated[int | None, typer.Option(help="Input size in pixels.")] = None,
     resize: Annotated[int | None, typer.Option(help="Short side before the crop.")] = None,
@@ -32,6 +34,10 @@ def command(
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of 0 to 1.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
     batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Pictures per run.")] = "1",
+    pixels: Annotated[
+        bool,
+        typer.Option("--pixels-in", help="The file takes uint8 pixels, height x width x channel."),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write.")
     ] = None,
@@ -41,8 +47,6 @@ def command(
     from edgecv.export.recipe import InputOverrides
     from edgecv.workflows.export import export
 
-    if precision != "fp32":
-        raise InputError(f"--precision {precision}: this version of EdgeCV writes fp32 files only")
     out = Output(as_json)
     overrides = InputOverrides(
         image_size, resize, fit, floats(mean, "--mean"), floats(std, "--std"), labels
@@ -54,6 +58,8 @@ def command(
             overrides=overrides,
             opset=opset,
             batch=_batch(batch),
+            precision=precision,
+            pixels=pixels,
             output=output,
             progress=progress,
             warn=out.warn,
