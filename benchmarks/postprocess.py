@@ -91,8 +91,11 @@ def rounds(boxes: Any, scores: Any, classes: Any, threshold: float) -> Any:
 def timed(
     cases: dict[str, Call], repeats: int, seconds: float = 20.0
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call, taken in turns: median, quartiles and the number of rounds, which
-    are fewer where they would take longer than ``seconds``; the first is a warm-up if others follow."""
+    """Milliseconds of each call, taken in turns: median, quartiles and the number of rounds.
+
+    Fewer rounds where they would take longer than ``seconds``; the first is a warm-up if others
+    follow.
+    """
     samples: dict[str, list[float]] = {name: [] for name in cases}
     end = time.perf_counter() + seconds
     for _ in range(repeats + 1):
