@@ -148,3 +148,5 @@ class _Placer:
         )
         self.graph.register_initializer(value)
         return value
+
+
