@@ -44,7 +44,7 @@ python3 -m pip download -q ${PIP_ARGS:-} --dest "$root/work/wheels" --only-binar
     --platform manylinux2014_aarch64 --platform manylinux_2_17_aarch64 \
     'onnxruntime>=1.17.3' 'typer>=0.12' 'rich>=13' pytest pytest-timeout
 rm -f "$root"/work/wheels/numpy-* "$root"/work/wheels/pillow-*
-cp -r "$here/tests" "$here/pyproject.toml" "$here/runtimes" "$root/work/"
+cp -r "$here"/{tests,runtimes,pyproject.toml,constraints.txt} "$root/work/"
 inside python3 -m venv --system-site-packages /work/venv
 inside /work/venv/bin/pip install -q --no-index --no-deps --find-links /work/wheels \
     $(cd "$root/work/wheels" && ls *.whl | sed 's|^|/work/wheels/|')
