@@ -42,7 +42,7 @@ python3 -m pip download -q ${PIP_ARGS:-} --dest "$root/work/wheels" --only-binar
     --python-version 3.11 --implementation cp --abi cp311 \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
     --platform manylinux2014_aarch64 --platform manylinux_2_17_aarch64 \
-    'onnxruntime>=1.17.3' 'typer>=0.12' 'rich>=13' pytest pytest-timeout
+    'onnxruntime>=1.17.3' 'typer>=0.12' 'rich>=13' 'pytest>=8.2' pytest-timeout
 rm -f "$root"/work/wheels/numpy-* "$root"/work/wheels/pillow-*
 cp -r "$here"/{tests,runtimes,pyproject.toml,constraints.txt} "$root/work/"
 inside python3 -m venv --system-site-packages /work/venv
@@ -53,5 +53,11 @@ print(platform.machine(), 'numpy', numpy.__version__, 'onnxruntime', onnxruntime
 
 for cpu in $cpus; do
     echo "== $tests as $cpu"
-    QEMU_CPU=$cpu inside sh -c "cd /work && EDGECV_EMULATED=1 /work/venv/bin/pytest -p no:cacheprovider $tests"
+    QEMU_CPU=$cpu inside sh -c "cd /work && /work/venv/bin/pytest -p no:cacheprovider $tests"
+    echo "== the sample app as $cpu"
+    QEMU_CPU=$cpu inside sh -c "cd /work && mkdir -p pictures && /work/venv/bin/python -c \"
+from PIL import Image; Image.linear_gradient('L').convert('RGB').save('pictures/p.png')\" &&
+        /work/venv/bin/python runtimes/app.py \
+            \$(/work/venv/bin/python -c 'from edgecv.measure.ready import *; print(READY_MODEL)') \
+            pictures --profile low-power"
 done
