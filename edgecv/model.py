@@ -26,6 +26,9 @@ MAX_BATCH = 32  # pictures in one run of a dynamic-batch file; more only costs m
 DECODERS = {
     "classify": "edgecv.postprocess.classify:decode",
     "detect": "edgecv.postprocess.detect:decode",
+    "embed": "edgecv.postprocess.embed:decode",
+    "segment": "edgecv.postprocess.segment:decode",
+    "landmarks": "edgecv.postprocess.landmarks:decode",
 }
 
 

@@ -58,6 +58,10 @@ class Classification:
         order = np.argsort(-self.probabilities, kind="stable")[: max(k, 0)]
         return [Class(int(i), self.labels[i], float(self.probabilities[i])) for i in order]
 
+    def above(self, threshold: float) -> list[Class]:
+        """The classes of at least ``threshold``, most probable first: a multi-label answer."""
+        return self.top(int((self.probabilities >= threshold).sum()))
+
     @property
     def best(self) -> Class:
         return self.top(1)[0]

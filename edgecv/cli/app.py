@@ -52,12 +52,14 @@ app = typer.Typer(
 def _register() -> None:
     """Commands in the order of a session; each module imports its workflow when it is called."""
     from edgecv.cli import (
+        adopt,
         backends,
         bench,
         build,
         doctor,
         evaluate,
         export,
+        gallery,
         inspect,
         models,
         predict,
@@ -68,6 +70,7 @@ def _register() -> None:
 
     commands: dict[str, Callable[..., Any]] = {
         "export": export.command,
+        "adopt": adopt.command,
         "inspect": inspect.command,
         "predict": predict.command,
         "eval": evaluate.command,
@@ -82,6 +85,7 @@ def _register() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    app.add_typer(gallery.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -23,7 +23,6 @@ from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to
 from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.measure import selftest
 from edgecv.measure.compare import FP32_MAX_REL, compare, worst
-from edgecv.model import Model
 from edgecv.progress import Progress, silent
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, TensorSpec, write_spec
@@ -183,11 +182,11 @@ def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
         path = Path(folder) / "candidate.onnx"
         write_spec(data, spec, path)
-        with Model(spec, open_backend("onnxruntime", path)) as candidate:
+        with open_backend("onnxruntime", path) as candidate:
             for index, size in enumerate(sizes):
                 batch = selftest.inputs(spec.preparation, PARITY_SEED + index, int(size))
                 reference = torch_outputs(model, batch, [t.name for t in spec.outputs])
-                results.append(compare(candidate.infer(batch), reference))
+                results.append(compare(candidate.run({INPUT: batch}), reference))
             version = candidate.info.version
     found = worst(results)
     if found.max_rel > FP32_MAX_REL:

@@ -14,7 +14,7 @@ from edgecv.measure.ready import READY_MODEL
 
 COMMANDS = [
     "export", "inspect", "predict", "eval", "verify", "bench", "train", "models", "backends",
-    "doctor", "samples",
+    "doctor", "samples", "gallery",
 ]  # fmt: skip
 
 
