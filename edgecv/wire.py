@@ -59,14 +59,14 @@ def fields(
         count += 1
         if limit is not None and count > limit:
             raise SpecError(f"{where}: not an ONNX model (over {limit} fields at one level)")
-        tag, position = _varint_at(data, position, end, where)
+        tag, position = varint_at(data, position, end, where)
         number, wire, value = tag >> 3, tag & 7, 0
         if wire == 0:
             begin = position
-            value, position = _varint_at(data, position, end, where)
+            value, position = varint_at(data, position, end, where)
             stop = position
         elif wire == 2:
-            size, begin = _varint_at(data, position, end, where)
+            size, begin = varint_at(data, position, end, where)
             stop = begin + size
         elif wire in (1, 5):
             begin, stop = position, position + (8 if wire == 1 else 4)
@@ -81,7 +81,7 @@ def fields(
         position = stop
 
 
-def _varint_at(data: Buffer, position: int, end: int, where: Path | str) -> tuple[int, int]:
+def varint_at(data: Buffer, position: int, end: int, where: Path | str) -> tuple[int, int]:
     """The integer at ``position``, and where the next thing begins."""
     value = 0
     for shift in range(0, 70, 7):

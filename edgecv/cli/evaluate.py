@@ -43,7 +43,9 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
-    from edgecv.files import write_json
+    from edgecv.evaluate.coco import MIN_SCORE
+    from edgecv.files import sha256_of, write_json
+    from edgecv.measure.report import EVAL_SCHEMA
     from edgecv.workflows.evaluate import evaluate
 
     out = Output(as_json)
@@ -59,9 +61,20 @@ def command(
             far=far,
             progress=progress,
         )
-    data = {"model": str(model), "dataset": str(dataset), **score.to_dict()}
+    data = {
+        "schema": EVAL_SCHEMA,
+        "model": str(model),
+        "sha256": sha256_of(model),
+        "dataset": str(dataset),
+        **score.to_dict(),
+    }
     columns = {**_columns(data), "ran on": f"{score.backend}, {score.precision}"}
     out.pairs(columns, f"{model} on {dataset}")
+    if data.get("conf", 0) > MIN_SCORE:
+        out.note(
+            f"NMS in this file's graph drops what scores {data['conf']:g} or less, so this is the "
+            f"AP of that operating point; the file without NMS in its graph scores higher"
+        )
     if per_class := data.get("per_class"):
         worst = sorted(per_class.items(), key=lambda item: item[1])[:WORST]
         out.say("worst classes: " + ", ".join(f"{name} {value:.2%}" for name, value in worst))

@@ -96,7 +96,7 @@ def average_precision(
         reference = coco()
         reference.dataset = _dataset(truth, sizes, labels)
         reference.createIndex()
-        answers = _annotations(found)
+        answers = [box for index, one in enumerate(found) for box in one.to_coco(index)]
         if answers:
             loaded = reference.loadRes(answers)
         else:  # pycocotools' loadRes takes no empty list
@@ -155,23 +155,6 @@ def _dataset(
             )
     categories = [{"id": index, "name": label} for index, label in enumerate(labels)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _annotations(found: Sequence[Detections]) -> list[dict[str, Any]]:
-    out = []
-    for index, detections in enumerate(found):
-        corners = detections.boxes.astype(np.float64)
-        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        for box, kind, score in zip(boxes, detections.classes, detections.scores, strict=True):
-            out.append(
-                {
-                    "image_id": index,
-                    "category_id": int(kind),
-                    "bbox": box.tolist(),
-                    "score": float(score),
-                }
-            )
-    return out
 
 
 def _library() -> tuple[Any, Any]:
