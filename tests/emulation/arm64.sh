@@ -33,6 +33,7 @@ if [ ! -e "$root/.complete" ]; then
 fi
 [ -e "$root/proc/self" ] || mount -t proc proc "$root/proc"
 [ -e "$root/dev/urandom" ] || mount --rbind /dev "$root/dev"
+[ -e "$root/sys/devices" ] || mount -t sysfs sysfs "$root/sys"
 
 # Wheels for the processor there are unpacked here: pip itself takes a quarter of an hour under QEMU.
 # NumPy and Pillow stay Debian's (1.24 and 9.4), as on the device.
