@@ -33,7 +33,8 @@ if [ ! -e "$root/.complete" ]; then
 fi
 [ -e "$root/proc/self" ] || mount -t proc proc "$root/proc"
 [ -e "$root/dev/urandom" ] || mount --rbind /dev "$root/dev"
-[ -e "$root/sys/devices" ] || mount -t sysfs sysfs "$root/sys"
+# No /sys: it would describe the processors of the host, over which the cpuinfo library that onnxruntime
+# uses crashes. Without it onnxruntime warns, and asks the (emulated) kernel what the processor has.
 
 # Wheels for the processor there are unpacked here: pip itself takes a quarter of an hour under QEMU.
 # NumPy and Pillow stay Debian's (1.24 and 9.4), as on the device.
