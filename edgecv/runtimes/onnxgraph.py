@@ -145,12 +145,13 @@ INTEGER_PREFIXES = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "Dynamic
 
 @dataclass(frozen=True)
 class Node:
-    """One node: operator, domain, and the names of its tensors in order."""
+    """One node: operator, domain, the names of its tensors in order; ``to`` is a Cast's type."""
 
     op_type: str
     domain: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    to: int = 0
 
 
 def read_nodes(path: Path) -> tuple[list[Node], dict[str, int]]:
@@ -189,6 +190,8 @@ def graph_names(path: Path) -> tuple[list[str], list[str]]:
 def compute_types(nodes: list[Node], types: dict[str, int]) -> dict[str, int]:
     """How many of the :data:`HEAVY` nodes compute in which precision, most frequent first."""
     counts: Counter[str] = Counter()
+    # the casts that a runtime puts in have no value_info
+    types = types | {name: node.to for node in nodes if node.to for name in node.outputs}
     for node in nodes:
         if node.op_type not in HEAVY:
             continue
@@ -203,7 +206,7 @@ def compute_types(nodes: list[Node], types: dict[str, int]) -> dict[str, int]:
 
 
 def _node(data: Buffer, path: Path, field: Field) -> Node:
-    inputs, outputs, op_type, domain = [], [], "", ""
+    inputs, outputs, op_type, domain, to = [], [], "", "", 0
     for part in fields(data, path, field.start, field.end):
         if part.number == 1:
             inputs.append(text(data, part, path))
@@ -213,7 +216,20 @@ def _node(data: Buffer, path: Path, field: Field) -> Node:
             op_type = text(data, part, path)
         elif part.number == 7:
             domain = text(data, part, path)
-    return Node(op_type, domain, tuple(inputs), tuple(outputs))
+        elif part.number == 5:
+            to = _cast_type(data, path, part) or to
+    return Node(op_type, domain, tuple(inputs), tuple(outputs), to if op_type == "Cast" else 0)
+
+
+def _cast_type(data: Buffer, path: Path, field: Field) -> int:
+    """The integer (field 3) of an attribute whose name (field 1) is ``to``; 0 for any other."""
+    name, value = "", 0
+    for part in fields(data, path, field.start, field.end):
+        if part.number == 1:
+            name = text(data, part, path)
+        elif part.number == 3:
+            value = part.value
+    return value if name == "to" else 0
 
 
 def _initializer(data: Buffer, path: Path, field: Field) -> dict[str, int]:
