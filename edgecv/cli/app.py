@@ -55,12 +55,15 @@ def _register() -> None:
         adopt,
         backends,
         bench,
+        build,
         doctor,
         evaluate,
         export,
+        gallery,
         inspect,
         models,
         predict,
+        report,
         samples,
         train,
         verify,
@@ -74,6 +77,8 @@ def _register() -> None:
         "eval": evaluate.command,
         "verify": verify.command,
         "bench": bench.command,
+        "build": build.command,
+        "report": report.command,
         "train": train.command,
         "models": models.command,
         "backends": backends.command,
@@ -82,6 +87,7 @@ def _register() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    app.add_typer(gallery.app)
 
 
 @app.callback(invoke_without_command=True)

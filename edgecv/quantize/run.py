@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,14 +42,19 @@ class Probe:
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
 
-def open_session(data: bytes) -> Any:
-    """An onnxruntime session on the CPU; what it refuses is a :class:`QuantizeError`."""
+def open_session(data: bytes, *, threads: int | None = None, optimized: Path | None = None) -> Any:
+    """An onnxruntime session on the CPU; what it refuses is a :class:`QuantizeError`.
+
+    ``optimized``: where to write the graph that onnxruntime made of it.
+    """
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    settings.intra_op_num_threads = physical_cores()
+    settings.intra_op_num_threads = threads or physical_cores()
     settings.inter_op_num_threads = 1
+    if optimized is not None:
+        settings.optimized_model_filepath = str(optimized)
     try:
         return ort.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # pybind raises classes that share no base but Exception
