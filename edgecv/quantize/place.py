@@ -152,5 +152,3 @@ class _Placer:
         )
         self.graph.register_initializer(value)
         return value
-
-
