@@ -148,5 +148,3 @@ class _Placer:
         )
         self.graph.register_initializer(value)
         return value
-
-

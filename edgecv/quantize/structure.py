@@ -131,9 +131,7 @@ def plan(model: ir.Model, policy: Policy, keep_float: Collection[str] = ()) -> P
     """
     graph = model.graph
     kept = set(keep_float)
-    candidates = {
-        node for node in graph if is_quantizable(node, policy) and node.name not in kept
-    }
+    candidates = {node for node in graph if is_quantizable(node, policy) and node.name not in kept}
     useful = _leads_to_mac(graph, candidates)
     units: list[Unit] = []
     values: dict[str, None] = {}
@@ -176,9 +174,7 @@ def _needs_output(unit: Unit, policy: Policy) -> bool:
     return policy.conv_output
 
 
-def _stays_inside(
-    value: ir.Value, node: ir.Node, policy: Policy, integers: set[ir.Value]
-) -> bool:
+def _stays_inside(value: ir.Value, node: ir.Node, policy: Policy, integers: set[ir.Value]) -> bool:
     """TensorRT's residual rule: the Conv that feeds an Add alone is fused with it."""
     if not (policy.fuse_add and node.op_type == "Add"):
         return False
