@@ -21,7 +21,7 @@ from edgecv.progress import Progress, silent
 from edgecv.quantize.place import place
 from edgecv.quantize.ranges import Array, Ranges
 from edgecv.quantize.run import Batches, Probe
-from edgecv.quantize.structure import Unit, constant, plan
+from edgecv.quantize.structure import Unit, constant, plan, weight_axis
 from edgecv.quantize.targets import Policy
 
 PICTURES = 8  # on which each layer's effect at the output is measured
@@ -128,13 +128,13 @@ def macs(unit: Unit) -> int:
     """Multiply-adds of one picture through ``unit``; of other operators their output's size."""
     shape = unit.output.shape
     sizes = [size for size in (shape or ())[1:] if isinstance(size, int)]
-    outputs = math.prod(sizes)
+    outputs = int(math.prod(sizes))
     weight = constant(unit.node.inputs[1]) if unit.is_mac else None
     if weight is None:
         return outputs
     if unit.node.op_type == "Conv":
-        return outputs * math.prod(weight.shape[1:])
-    return outputs * weight.shape[-2 if unit.node.op_type == "MatMul" else 1]
+        return outputs * int(math.prod(weight.shape[1:]))
+    return outputs * int(weight.size // max(1, weight.shape[weight_axis(unit.node)]))
 
 
 def _rank(
