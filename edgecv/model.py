@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ MAX_BATCH = 32  # pictures in one run of a dynamic-batch file; more only costs m
 DECODERS = {
     "classify": "edgecv.postprocess.classify:decode",
     "detect": "edgecv.postprocess.detect:decode",
+    "embed": "edgecv.postprocess.embed:decode",
+    "segment": "edgecv.postprocess.segment:decode",
+    "landmarks": "edgecv.postprocess.landmarks:decode",
 }
 
 
@@ -173,7 +177,10 @@ def load(
     contradicts, :class:`~edgecv.errors.BackendUnavailable` where the backend cannot be used.
     """
     spec = read_spec(path)
-    runtime = open_backend(backend, path, options)
+    options = options or RuntimeOptions()
+    runtime = open_backend(
+        backend, path, dataclasses.replace(options, build=build and options.build)
+    )
     try:
         return Model(spec, runtime)
     except BaseException:

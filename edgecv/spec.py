@@ -378,7 +378,8 @@ def _check(spec: ModelSpec) -> None:
         f"label_ids must have one id per label: {len(spec.label_ids)} for {len(spec.labels)}",
     )
     if spec.task == "classify":
-        classes = spec.outputs[0].shape[-1]
+        shape = spec.outputs[0].shape
+        classes = shape[1] if len(shape) == 4 else shape[-1]  # [N, C, h, w]: fully convolutional
         _require(
             isinstance(classes, str) or classes == len(spec.labels),
             f"output {spec.outputs[0].name!r} has {classes} classes, labels has "

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+pytest_plugins = ["edgecv.testing.plugin"]  # an entry point where EdgeCV is installed
 
 @pytest.fixture(scope="session")
 def assets() -> Path:

@@ -52,14 +52,18 @@ app = typer.Typer(
 def _register() -> None:
     """Commands in the order of a session; each module imports its workflow when it is called."""
     from edgecv.cli import (
+        adopt,
         backends,
         bench,
+        build,
         doctor,
         evaluate,
         export,
+        gallery,
         inspect,
         models,
         predict,
+        report,
         samples,
         train,
         verify,
@@ -67,11 +71,14 @@ def _register() -> None:
 
     commands: dict[str, Callable[..., Any]] = {
         "export": export.command,
+        "adopt": adopt.command,
         "inspect": inspect.command,
         "predict": predict.command,
         "eval": evaluate.command,
         "verify": verify.command,
         "bench": bench.command,
+        "build": build.command,
+        "report": report.command,
         "train": train.command,
         "models": models.command,
         "backends": backends.command,
@@ -80,6 +87,7 @@ def _register() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    app.add_typer(gallery.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -42,6 +42,10 @@ class Output:
         """A line for people."""
         self.console.print(Text(text, style=style))
 
+    def note(self, text: str) -> None:
+        """A line for people that is no part of the result: on stderr."""
+        self.errors.print(Text(text, style="dim"))
+
     def warn(self, text: str) -> None:
         """A warning that cannot be missed: on stderr, in a box of its own lines."""
         rule = "!" * 72

@@ -25,6 +25,15 @@ def command(
     min_agreement: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     min_cosine: Annotated[float | None, typer.Option(min=-1, max=1)] = None,
     max_drop: Annotated[float | None, typer.Option(metavar="POINTS")] = None,
+    strict_target: Annotated[
+        bool, typer.Option("--strict-target", help="An INT8 file has to run on its target.")
+    ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Name the first node that diverges; rank INT8 layers.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Pictures whose answer changed.")
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Keep the reference's answers.")
     ] = None,
@@ -44,6 +53,9 @@ def command(
             min_agreement=min_agreement,
             min_cosine=min_cosine,
             max_drop=max_drop,
+            strict_target=strict_target,
+            layers=layers,
+            save=save,
             record=record,
             progress=progress,
         )
@@ -59,6 +71,30 @@ def command(
             "ran on": f"{outcome.backend}, {outcome.precision}",
         }
     )
+    if len(outcome.outputs) > 1:
+        out.table(
+            ["output", "max |difference|", "of the largest", "cosine", "SQNR, dB"],
+            [
+                [name, f"{o.max_abs:.3e}", f"{o.max_rel:.3e}", f"{o.cosine:.6f}", o.sqnr_db]
+                for name, o in outcome.outputs.items()
+            ],
+        )
+    if outcome.target_note:
+        out.warn(outcome.target_note)
+    if (found := outcome.divergence) is not None:
+        out.say(
+            f"first node that diverges: {found.node} ({found.op}), tensor {found.tensor}, "
+            f"{found.max_rel:.2e} of its largest value (bound {found.bound:g}), in the "
+            f"{found.graph} graph",
+            "bold red",
+        )
+    elif layers and not outcome.layers:
+        out.say("no node diverges")
+    for layer in outcome.layers[:10]:
+        own = "exact" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f} dB"
+        out.say(f"  noise at the output {layer.contribution:.2e}, own SQNR {own}: {layer.node}")
+    if save is not None:
+        out.say(f"{len(outcome.saved)} pictures whose answer changed are in {save}")
     for check in outcome.checks:
         word, style = ("passed", "green") if check.passed else ("FAILED", "bold red")
         out.say(f"  {word}: {check.name} {check.value:.3e}, bound {check.bound:g}", style)

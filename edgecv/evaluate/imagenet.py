@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
+from edgecv.evaluate.classes import class_key, read_classes
 from edgecv.preprocess import list_pictures
 from edgecv.spec import ModelSpec
 
@@ -43,9 +41,9 @@ def read_folder(
             f"{folder}: expected one folder per class with pictures in it; found "
             + (f"{len(loose)} pictures outside, such as {loose[0].name}" if loose else "none")
         )
-    index = _read_classes(classes, len(spec.labels)) if classes else _own_classes(spec)
+    index = read_classes(classes, len(spec.labels)) if classes else _own_classes(spec)
     names = sorted({path.relative_to(folder).parts[0] for path in pictures})
-    unknown = [name for name in names if _key(name) not in index]
+    unknown = [name for name in names if class_key(name) not in index]
     if unknown:
         shown = ", ".join(spec.labels[:5])
         raise InputError(
@@ -57,7 +55,7 @@ def read_folder(
     if limit is not None and limit < len(pictures):
         keep = np.linspace(0, len(pictures) - 1, limit).round().astype(int)
         pictures = [pictures[i] for i in keep]
-    truth = [index[_key(path.relative_to(folder).parts[0])] for path in pictures]
+    truth = [index[class_key(path.relative_to(folder).parts[0])] for path in pictures]
     return LabelledFolder(tuple(pictures), np.asarray(truth, np.int64))
 
 
@@ -73,46 +71,8 @@ def topk_hits(scores: NDArray[Any], classes: NDArray[np.int64], k: int) -> NDArr
 
 
 def _own_classes(spec: ModelSpec) -> dict[str, int]:
-    names = {_key(label): i for i, label in enumerate(spec.labels)}
-    return names | {_key(label): i for i, label in enumerate(spec.label_ids)}
-
-
-def _read_classes(path: Path, count: int) -> dict[str, int]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable text file ({error})") from error
-    if path.suffix == ".json":
-        return _read_json_classes(path, text, count)
-    index: dict[str, int] = {}
-    for i, line in enumerate(text.splitlines()):
-        head, _, tail = line.strip().partition("\t" if "\t" in line else " ")
-        for name in (line, head, tail):
-            if name.strip():
-                index.setdefault(_key(name), i)
-    lines = len(text.splitlines())
-    if lines > count:
-        raise InputError(f"{path}: names {lines} classes, the model has {count}")
-    return index
-
-
-def _read_json_classes(path: Path, text: str, count: int) -> dict[str, int]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    fits = isinstance(data, Mapping) and all(
-        type(value) is int and 0 <= value < count for value in data.values()
-    )
-    if not fits:
-        raise InputError(
-            f"{path}: expected an object of folder names and class indices from 0 to {count - 1}"
-        )
-    return {_key(name): value for name, value in data.items()}
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    names = {class_key(label): i for i, label in enumerate(spec.labels)}
+    return names | {class_key(label): i for i, label in enumerate(spec.label_ids)}
 
 
 def agreement(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -25,6 +25,7 @@ else:
     import tomli as tomllib
 
 
+ADOPTED = "adopt"  # the folder, among the recipes, of those for others' ONNX files
 OUTPUT_NAMES = {"classify": "logits", "embed": "embedding"}  # where a recipe names none
 
 
@@ -51,7 +52,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model: how it is built, fed, and read. ``path`` is None for a bare source."""
+    """One model: how it is built, fed, and read. ``path`` is None for a bare source.
+
+    ``source`` is empty for a recipe that only gives ONNX files their contract (`edgecv adopt`);
+    such a one may leave the input's size to the file, and is then not ``sized``.
+    """
 
     name: str
     summary: str
@@ -63,9 +68,13 @@ class Recipe:
     labels: tuple[str, ...] = ()
     label_ids: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
+    parameters: int | None = None  # of the net at the recipe's size, as `models --layers` counts
+    macs: int | None = None  # multiply-adds for one picture
     weights: Mapping[str, WeightsSource] = field(default_factory=dict)
     calibration: Calibration = Calibration()
     train: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = ""  # of the weights that others publish for it
+    sized: bool = True
     path: Path | None = None
 
     @property
@@ -107,16 +116,28 @@ def list_recipes() -> list[str]:
     return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
-def load_recipe(name: str | Path) -> Recipe:
-    """The shipped recipe ``name``, or the user's own where ``name`` ends in ``.toml``."""
+def list_adoptable() -> list[str]:
+    """The names of the shipped recipes for ONNX files that others made, sorted."""
+    return sorted(path.stem for path in (recipes_folder() / ADOPTED).glob("*.toml"))
+
+
+def load_recipe(name: str | Path, *, adopted: bool = False) -> Recipe:
+    """The shipped recipe ``name``, or the user's own where ``name`` ends in ``.toml``.
+
+    ``adopted`` looks among the recipes for others' ONNX files first.
+    """
     if str(name).endswith(".toml"):
         return read_recipe(Path(name))
     known = {models.canonical(recipe): recipe for recipe in list_recipes()}
+    if adopted:
+        known |= {models.canonical(recipe): f"{ADOPTED}/{recipe}" for recipe in list_adoptable()}
     key = models.canonical(str(name))
     if key in known:
         return read_recipe(recipes_folder() / f"{known[key]}.toml")
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(known[n] for n in near)}?" if near else "see `edgecv models`"
+    known_ones = f"they are {', '.join(list_adoptable())}." if adopted else "see `edgecv models`"
+    names = ", ".join(known[n].rpartition("/")[2] for n in near)
+    hint = f"did you mean {names}?" if near else known_ones
     raise RecipeError(
         f"there is no recipe named {str(name)!r}; {hint} A file of your own must end in .toml"
     )
@@ -131,7 +152,10 @@ def recipe_for(name: str, overrides: InputOverrides | None = None) -> Recipe:
     overrides = overrides or InputOverrides()
     if name.endswith(".pt2") or (":" in name and not name.endswith(".toml")):
         return _bare(name, overrides)
-    return apply_overrides(load_recipe(name), overrides)
+    recipe = load_recipe(name)
+    if not recipe.source:
+        raise RecipeError(f"{name}: this recipe has no [model] to export; it is for `edgecv adopt`")
+    return apply_overrides(recipe, overrides)
 
 
 def _bare(source: str, overrides: InputOverrides) -> Recipe:
@@ -228,7 +252,10 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     top = Table(data, path)
     task = top.choice("task", TASKS, "classify")
-    model = top.table("model")
+    model = top.table("model", required=False)
+    source = _source(model) if model.data else ""
+    entry = top.table("input")
+    sized = bool(source) or entry.has("size")
     labels = top.table("labels", required=False)
     ids, names = _labels(labels)
     decoding, outputs = _output(top.table("output", required=False), task)
@@ -236,9 +263,11 @@ def read_recipe(path: Path) -> Recipe:
         name=path.stem,
         summary=top.text("summary", ""),
         task=task,
-        source=_source(model),
+        source=source,
         options=model.mapping("options"),
-        preparation=_preparation(top.table("input")),
+        parameters=model.integer("parameters", None),
+        macs=model.integer("macs", None),
+        preparation=_preparation(entry, sized),
         decoding=decoding,
         outputs=outputs,
         labels=names,
@@ -248,6 +277,8 @@ def read_recipe(path: Path) -> Recipe:
         },
         calibration=_calibration(top.table("calibration", required=False)),
         train=top.mapping("train"),
+        licence=top.text("licence", ""),
+        sized=sized,
         path=path.resolve(),
     )
     model.done()
@@ -279,8 +310,8 @@ def _labels(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return read
 
 
-def _preparation(table: Table) -> Preparation:
-    size = table.sizes("size")
+def _preparation(table: Table, sized: bool) -> Preparation:
+    size = table.sizes("size") if sized else (1, 1)  # 1: until the file says what it takes
     blank = Preparation(*size)
     color = table.text("color", blank.color)
     channels = 1 if color == "gray" else 3

@@ -37,7 +37,8 @@ def build(
         return load_program(Path(source))
     kind, _, name = source.partition(":")
     if not name:
-        return models.create(source, num_classes, **options)
+        takes = _takes(models.factory(source), "num_classes")
+        return models.create(source, num_classes if takes else None, **options)
     arguments = dict(options)
     if kind == "timm":
         factory = _library("timm").create_model

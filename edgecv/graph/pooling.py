@@ -1,4 +1,4 @@
-"""Spatial ReduceMean becomes GlobalAveragePool, and a Reshape that only drops 1x1 a Flatten.
+"""Spatial ReduceMean becomes GlobalAveragePool, and a Reshape that only flattens a Flatten.
 
 For x of shape [N, C, H, W], ``ReduceMean(x, axes=[2, 3], keepdims=1)`` and
 ``GlobalAveragePool(x)`` are the same function; with ``keepdims=0`` a Flatten follows. The rewrite
@@ -7,6 +7,8 @@ kernel for the pooling only.
 """
 
 from __future__ import annotations
+
+import math
 
 import onnx_ir as ir
 
@@ -22,7 +24,7 @@ def reduce_mean_to_pool(model: ir.Model) -> int:
 
 
 def reshape_to_flatten(model: ir.Model) -> int:
-    """Rewrite every Reshape of ``[N, C, 1, 1]`` to ``[N, C]``, whatever N is."""
+    """Rewrite every Reshape of ``[N, C, H, W]`` to ``[N, C * H * W]``, whatever N is."""
     changed = 0
     for node in list(model.graph):
         if node.op_type != "Reshape" or node.domain != "":
@@ -30,9 +32,9 @@ def reshape_to_flatten(model: ir.Model) -> int:
         source, out = node.inputs[0], node.outputs[0]
         if source is None or source.shape is None or out.shape is None or len(source.shape) != 4:
             continue
-        channels = source.shape[1]
-        drops_only = list(source.shape)[2:] == [1, 1] and len(out.shape) == 2
-        if isinstance(channels, int) and drops_only and out.shape[1] == channels:
+        sizes = [size for size in list(source.shape)[1:] if isinstance(size, int)]
+        keeps_batch = len(sizes) == 3 and list(out.shape)[1:] == [math.prod(sizes)]
+        if keeps_batch:
             _replace(model.graph, node, ir.node("Flatten", [source], {"axis": 1}))
             changed += 1
     return changed

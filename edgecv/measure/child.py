@@ -1,93 +1,220 @@
-"""One model on one backend, measured in a process of its own: ``python -m edgecv.measure.child``.
+"""One model on one backend, in a process of its own: ``python -m edgecv.measure.child``.
 
-JSON comes on stdin, JSON goes to stdout. A process of its own, because a runtime's memory is given
-back only at its end: the peak is this model's, not that of the one before. What is timed:
+A process of its own, because a runtime's memory is given back only at its end (the peak is this
+model's, not that of the one before), and because a crash takes nothing else with it. The process
+stays and does what it is told, one JSON object per line on stdin and one back on stdout, so that
+several of them can be measured in turns without loading anything again:
 
-- ``inference``: ``runtime.run`` on a prepared batch, in memory already;
-- ``end_to_end``: ``Model(picture)`` from a uint8 array to the answer (one picture).
+- ``open``: load, run once, warm up; answers with what really runs and what it took;
+- ``time``: one slice of one stage; answers with nanoseconds per call;
+- ``serve``: one slice of Poisson arrivals; answers with nanoseconds per picture;
+- ``usage``: answers with memory and processor time;
+- ``profile``: the runtime's own times per layer (a second copy of the model: after ``usage``);
+- ``close``: gives the model back and ends.
+
+The stages: ``inference`` is ``runtime.run`` on prepared batches in memory, ``preprocess`` a uint8
+array to the input tensor, ``postprocess`` the output tensors to the answer, ``end_to_end``
+``model(picture)``, all three of these for one picture.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import sys
 import time
-from typing import Any
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
 
-from edgecv.errors import EdgeCVError, InputError
+from edgecv.errors import EdgeCVError
 from edgecv.files import sha256_of
-from edgecv.measure.memory import peak_rss_mb, rss_mb
+from edgecv.measure import gpu, selftest
+from edgecv.measure.memory import peak_rss_mb, reset_peak, rss_mb
+from edgecv.measure.scenarios import Plan, plan, serve
 from edgecv.measure.seeded import seeded_pictures
-from edgecv.measure.selftest import inputs
-from edgecv.measure.timing import measure, percentiles
-from edgecv.model import load
+from edgecv.measure.timing import WARMUP_RUNS, timed, warm_up
+from edgecv.model import Model, load
+from edgecv.preprocess import stack
 from edgecv.runtimes.base import RuntimeOptions
 
 SEED = 3
 PICTURE = (480, 640)  # height, width of the end-to-end picture
-OFFLINE_BATCH = 8
+STAGES = ("inference", "preprocess", "postprocess", "end_to_end")
+SLICE_WARMUP_RUNS = 2  # after another process had the caches; not counted
 
 
-def measure_model(request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one request ``{model, backend, threads, batch, scenario, duration}``."""
-    before = rss_mb()
-    started = time.perf_counter()
-    options = RuntimeOptions(threads=request["threads"])
-    model = load(request["model"], backend=request["backend"], options=options)
-    load_ms = (time.perf_counter() - started) * 1e3
-    with model:
-        (tensor,) = model.spec.inputs
-        batch = _batch(tensor.shape[0], request["batch"], request["scenario"], request["model"])
-        feeds = {tensor.name: inputs(model.spec.preparation, SEED, batch, tensor.dtype)}
+class Session:
+    """An open model and its stages."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        reset_peak()
+        self.rss_before = rss_mb()
+        gpu_before = gpu.used_mb()
         started = time.perf_counter()
-        model.runtime.run(feeds)
+        options = RuntimeOptions(threads=request["threads"])
+        self.model = load(request["model"], backend=request["backend"], options=options)
+        load_ms = (time.perf_counter() - started) * 1e3
+        (tensor,) = self.model.spec.inputs
+        self.plan = plan(request["scenario"], tensor.shape[0], request["batch"], request["model"])
+        self.stages = _stages(self.model, self.plan)
+        started = time.perf_counter()
+        self.stages["inference"]()
         first_ms = (time.perf_counter() - started) * 1e3
-        times = measure(lambda: model.runtime.run(feeds), request["duration"])
-        picture = seeded_pictures(SEED, 1, *PICTURE)[0]
-        whole = measure(lambda: model(picture), request["duration"] / 2)
-        info = model.info
-        spec = model.spec
-    record = {
-        "model": spec.name,
-        "path": request["model"],
-        "sha256": sha256_of(request["model"]),
-        "backend": info.backend,
-        "backend_version": info.version,
-        "provider": info.provider,
-        "precision": spec.precision,
-        "compute_precision": info.precision,
-        "threads": info.threads,
-        "batch": batch,
-        "scenario": request["scenario"],
-        "count": len(times),
-        "latency_ms": percentiles(times),
-        "throughput": round(batch * len(times) / (sum(times) / 1e9), 2),
-        "end_to_end_ms": percentiles(whole),
-        "load_ms": round(load_ms, 2),
-        "first_run_ms": round(first_ms, 3),
-        "rss_before_load_mb": before,
-        "peak_rss_mb": peak_rss_mb(),
+        for stage in self.stages.values():
+            warm_up(stage, request["warmup"] / len(self.stages))
+        steady = timed(self.stages["inference"], 0, WARMUP_RUNS)
+        self.rss_warm = rss_mb()
+        self.cpu_ns = self.wall_ns = 0
+        self.opened = {
+            "steady_s": statistics.median(steady) / 1e9,
+            "description": self._describe(request, load_ms, first_ms, gpu_before),
+        }
+
+    def _describe(
+        self, request: dict[str, Any], load_ms: float, first_ms: float, gpu_before: float | None
+    ) -> dict[str, Any]:
+        spec, info = self.model.spec, self.model.info
+        return _present(
+            {
+                "model": spec.name,
+                "path": request["model"],
+                "file": Path(request["model"]).name,
+                "sha256": sha256_of(request["model"]),
+                "size_bytes": Path(request["model"]).stat().st_size,
+                "task": spec.task,
+                "backend": info.backend,
+                "backend_version": info.version,
+                "provider": info.provider,
+                "device": info.device,
+                "precision": spec.precision,
+                "target": spec.target,
+                "compute_precision": info.precision,
+                "threads": info.threads,
+                "batch": self.plan.batch,
+                "pictures_per_query": self.plan.pictures,
+                "scenario": request["scenario"],
+                "load_ms": round(load_ms, 3),
+                "first_run_ms": round(first_ms, 3),
+                "gpu_memory_mb": gpu.growth_mb(gpu_before),
+            }
+        )
+
+    def time(self, request: dict[str, Any]) -> dict[str, Any]:
+        run = self.stages[request["stage"]]
+        for _ in range(SLICE_WARMUP_RUNS):
+            run()
+        return self._counted(lambda: timed(run, request["seconds"], request["least"]))
+
+    def serve(self, request: dict[str, Any]) -> dict[str, Any]:
+        run = self.stages["inference"]
+        run()
+        return self._counted(
+            lambda: serve(run, request["rate"], request["seconds"], request["seed"])
+        )
+
+    def profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        # here and not above: reading graphs is not part of a measuring process's memory
+        from edgecv.measure.profile import profile
+
+        return profile(self.model, request["runs"]).to_dict()
+
+    def _counted(self, slice_: Callable[[], array[int]]) -> dict[str, Any]:
+        cpu, wall = time.process_time_ns(), time.perf_counter_ns()
+        times = slice_()
+        used = time.process_time_ns() - cpu
+        self.cpu_ns += used
+        self.wall_ns += time.perf_counter_ns() - wall
+        return {"times": times.tolist(), "cpu_ns": used}
+
+    def close(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.model.close()
+        return {}
+
+    def usage(self, request: dict[str, Any]) -> dict[str, Any]:
+        after = rss_mb()
+        peak = peak_rss_mb()
+        growth = None if after is None or self.rss_warm is None else after - self.rss_warm
+        added = None if peak is None or self.rss_before is None else peak - self.rss_before
+        return _present(
+            {
+                "rss_before_load_mb": _rounded(self.rss_before),
+                "peak_rss_mb": _rounded(peak),
+                "model_memory_mb": _rounded(added),
+                "rss_growth_mb": _rounded(growth),
+                "cpu_cores_used": round(self.cpu_ns / self.wall_ns, 3) if self.wall_ns else None,
+            }
+        )
+
+
+def _stages(model: Model, plan: Plan) -> dict[str, Callable[[], object]]:
+    spec = model.spec
+    (tensor,) = spec.inputs
+    feeds = {tensor.name: selftest.inputs(spec.preparation, SEED, plan.batch, tensor.dtype)}
+    run, runs = model.runtime.run, range(plan.runs)
+
+    def query() -> None:
+        for _ in runs:
+            run(feeds)
+
+    picture = seeded_pictures(SEED, 1, *PICTURE)[0]
+    prepared = model.prepare(picture)
+    outputs = model.infer(stack([prepared]))
+    placements = [prepared.placement]
+    return {
+        "inference": query if plan.runs > 1 else lambda: run(feeds),
+        "preprocess": lambda: model.prepare(picture),
+        "postprocess": lambda: model.decode(outputs, placements),
+        "end_to_end": lambda: model(picture),
     }
+
+
+def _present(record: dict[str, Any]) -> dict[str, Any]:
+    """What could not be read is absent: a zero or a null would be taken for a measurement."""
     return {key: value for key, value in record.items() if value is not None}
 
 
-def _batch(size: int | str, asked: int | None, scenario: str, model: str) -> int:
-    if isinstance(size, int):
-        if asked not in (None, size):
-            raise InputError(
-                f"{model}: its batch is fixed at {size}, not {asked}; export it with "
-                f"--batch dynamic, or --batch {asked}"
-            )
-        return size
-    return asked or (OFFLINE_BATCH if scenario == "offline" else 1)
+def _rounded(megabytes: float | None) -> float | None:
+    return None if megabytes is None else round(megabytes, 1)
+
+
+def answer(session: Session | None, request: dict[str, Any]) -> tuple[Session, dict[str, Any]]:
+    """Carry out one request; the first one opens."""
+    if session is None:
+        session = Session(request)
+        return session, session.opened
+    method: Callable[[dict[str, Any]], dict[str, Any]] = {
+        "time": session.time,
+        "serve": session.serve,
+        "usage": session.usage,
+        "profile": session.profile,
+        "close": session.close,
+    }[request["do"]]
+    return session, method(request)
+
+
+def _private_stdout() -> TextIO:
+    """Keep stdout for the protocol: what libraries print goes to stderr."""
+    private = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return private
 
 
 def main() -> None:
-    try:
-        answer = measure_model(json.load(sys.stdin))
-    except EdgeCVError as error:
-        answer = {"error": {"message": str(error), "exit_code": error.exit_code}}
-    json.dump(answer, sys.stdout)
+    out = _private_stdout()
+    session: Session | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            session, reply = answer(session, request)
+        except EdgeCVError as error:
+            reply = {"error": {"message": str(error), "exit_code": error.exit_code}}
+        out.write(json.dumps({**reply, "id": request["id"]}) + "\n")
+        out.flush()
+        if "error" in reply or request["do"] == "close":
+            break
 
 
 if __name__ == "__main__":

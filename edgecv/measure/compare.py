@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,6 +19,50 @@ FP32_MAX_REL = 1e-4
 # layer's weights and values, some 100 times along MobileNetV2: a random walk to 2.8e-3. The largest
 # of thousands of outputs is 4 sigma off, 1.1e-2; twice that is allowed, for nets twice as deep.
 FP16_MAX_REL = 2e-2
+
+UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # round to nearest
+# Of an INT8 file against its float parent. A uniform 8-bit quantizer over a tensor's full range has
+# an SQNR of 6.02 * 8 dB for a full-scale signal; activations of real nets lie 3 bits below the
+# range that their outliers need, and the noise of L layers adds up as L. What falls short of
+# 6.02 * (8 - 3) - 10 log10(L) dB is worse than rounding alone explains: a wrong scale, a saturated
+# sum, a layer that should have stayed in float.
+INT8_BITS_IN_USE = 8 - 3
+INT8_SOURCES = 3  # of noise in one layer's output: its input, its weights, its own rounding
+MARGIN = 2.0  # two sides, each with its own roundings
+
+
+def fp16_max_rel(condition: float, layers: int) -> float:
+    """Allowed max_rel of an FP16 file against its FP32 parent.
+
+    ``condition``: by how much the output moves, relative to its largest value, per relative change
+    of the input, measured on the model itself (:func:`condition_of`). Each of ``layers`` layers
+    rounds once, independently of the others, so the effects add as a square root.
+    """
+    return MARGIN * math.sqrt(layers) * condition * UNIT_ROUNDOFF["fp16"]
+
+
+def int8_min_sqnr(layers: int) -> float:
+    """Least SQNR, in dB, of an INT8 file of ``layers`` layers against its float parent."""
+    return 6.02 * INT8_BITS_IN_USE - 10 * math.log10(max(layers, 1))
+
+
+def int8_layer_min_sqnr() -> float:
+    """Least SQNR, in dB, of one INT8 layer's output when its inputs are exact."""
+    return 6.02 * INT8_BITS_IN_USE - 10 * math.log10(INT8_SOURCES)
+
+
+def condition_of(
+    run: Callable[[NDArray[np.floating]], Mapping[str, NDArray[np.generic]]],
+    batch: NDArray[np.floating],
+) -> float:
+    """How much ``run`` amplifies a relative rounding of its input to 11 bits: max_rel over it.
+
+    At least 1: no net is trusted to damp every rounding inside it.
+    """
+    step = UNIT_ROUNDOFF["fp16"]
+    signs = np.random.default_rng(0).choice(np.asarray([-1.0, 1.0]), batch.shape)
+    moved = (batch * (1 + step * signs)).astype(batch.dtype)
+    return max(1.0, compare(run(moved), run(batch)).max_rel / step)
 
 
 @dataclass(frozen=True)
@@ -44,9 +88,16 @@ def compare(
     Other names, shapes, or values that are NaN or infinite are a
     :class:`~edgecv.errors.CheckFailed`: no figure describes them.
     """
+    return worst(list(compare_each(candidate, reference).values()))
+
+
+def compare_each(
+    candidate: Mapping[str, NDArray[np.generic]], reference: Mapping[str, NDArray[np.generic]]
+) -> dict[str, Comparison]:
+    """:func:`compare` output by output."""
     if candidate.keys() != reference.keys():
         raise CheckFailed(f"outputs differ: {list(candidate)} against {list(reference)}")
-    return worst([_compare_one(name, candidate[name], reference[name]) for name in reference])
+    return {name: _compare_one(name, candidate[name], reference[name]) for name in reference}
 
 
 def worst(comparisons: Sequence[Comparison]) -> Comparison:

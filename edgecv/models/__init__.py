@@ -17,11 +17,50 @@ from edgecv.errors import RecipeError
 if TYPE_CHECKING:
     from torch import nn
 
-# name -> "module:factory"; the classifiers' first parameter is num_classes
+# name -> "module:factory"; a classifier's first parameter is num_classes
 FACTORIES = {
+    "alexnet": "edgecv.models.alexnet:alexnet",
+    "efficientnet": "edgecv.models.efficientnet:efficientnet",
+    "efficientnet_b0": "edgecv.models.efficientnet:efficientnet_b0",
+    "efficientnet_b1": "edgecv.models.efficientnet:efficientnet_b1",
+    "efficientnet_b2": "edgecv.models.efficientnet:efficientnet_b2",
+    "efficientnet_b3": "edgecv.models.efficientnet:efficientnet_b3",
+    "efficientnet_b4": "edgecv.models.efficientnet:efficientnet_b4",
+    "efficientnet_b5": "edgecv.models.efficientnet:efficientnet_b5",
+    "efficientnet_b6": "edgecv.models.efficientnet:efficientnet_b6",
+    "efficientnet_b7": "edgecv.models.efficientnet:efficientnet_b7",
+    "efficientnet_lite0": "edgecv.models.efficientnet_lite:efficientnet_lite0",
+    "efficientnet_lite1": "edgecv.models.efficientnet_lite:efficientnet_lite1",
+    "efficientnet_lite2": "edgecv.models.efficientnet_lite:efficientnet_lite2",
+    "efficientnet_lite3": "edgecv.models.efficientnet_lite:efficientnet_lite3",
+    "efficientnet_lite4": "edgecv.models.efficientnet_lite:efficientnet_lite4",
+    "googlenet": "edgecv.models.googlenet:googlenet",
+    "inception_v3": "edgecv.models.inceptionv3:inception_v3",
+    "landmarks": "edgecv.models.heads:landmarks",
+    "lenet5": "edgecv.models.lenet:lenet5",
+    "localizer": "edgecv.models.heads:localizer",
     "mobilefacenet": "edgecv.models.mobilefacenet:mobilefacenet",
+    "mobilenet_v1": "edgecv.models.mobilenetv1:mobilenet_v1",
     "mobilenet_v2": "edgecv.models.mobilenetv2:mobilenet_v2",
+    "mobilenet_v3_large": "edgecv.models.mobilenetv3:mobilenet_v3_large",
+    "mobilenet_v3_small": "edgecv.models.mobilenetv3:mobilenet_v3_small",
+    "resnet18": "edgecv.models.resnet:resnet18",
+    "resnet34": "edgecv.models.resnet:resnet34",
+    "resnet50": "edgecv.models.resnet:resnet50",
+    "siamese": "edgecv.models.siamese:siamese",
+    "tf_efficientnet_lite0": "edgecv.models.efficientnet_lite:tf_efficientnet_lite0",
+    "tf_efficientnet_lite1": "edgecv.models.efficientnet_lite:tf_efficientnet_lite1",
+    "tf_efficientnet_lite2": "edgecv.models.efficientnet_lite:tf_efficientnet_lite2",
+    "tf_efficientnet_lite3": "edgecv.models.efficientnet_lite:tf_efficientnet_lite3",
+    "tf_efficientnet_lite4": "edgecv.models.efficientnet_lite:tf_efficientnet_lite4",
+    "unet": "edgecv.models.unet:unet",
+    "unet_mobilenet_v2": "edgecv.models.unet:unet_mobilenet_v2",
+    "vgg16": "edgecv.models.vgg:vgg16",
+    "yolox_nano": "edgecv.models.yolox:yolox_nano",
+    "yolox_tiny": "edgecv.models.yolox:yolox_tiny",
 }
+# the same nets under the names that timm gives them
+ALIASES = {"mobilenetv1_100": "mobilenet_v1"}
 
 
 def canonical(name: str) -> str:
@@ -32,6 +71,7 @@ def canonical(name: str) -> str:
 def resolve(name: str) -> str:
     """The zoo's own spelling of ``name``; an unknown one is an error that suggests the nearest."""
     names = {canonical(known): known for known in FACTORIES}
+    names |= {canonical(alias): known for alias, known in ALIASES.items()}
     if (key := canonical(name)) in names:
         return names[key]
     near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
@@ -61,7 +101,13 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> nn.Modu
     if num_classes is not None:
         if "num_classes" not in known:
             raise RecipeError(f"{name} has no classes; it takes {', '.join(known)}")
-        if num_classes < 1:
-            raise RecipeError(f"{name}: num_classes must be at least 1, not {num_classes}")
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise RecipeError(
+                f"{name}: num_classes must be a number of at least 1, not {num_classes}"
+            )
         options["num_classes"] = num_classes
-    return build(**options)
+    try:
+        return build(**options)
+    except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:
+        given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+        raise RecipeError(f"{name} cannot be built with {given}: {error}") from error

@@ -94,7 +94,8 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = nn.functional.adaptive_avg_pool2d(x, 1)  # [N, C, 1, 1]
         scale = self.gate(self.fc2(self.activation(self.fc1(scale))))
-        return x * scale
+        scaled: Tensor = x * scale
+        return scaled
 
 
 class Sigmoid(nn.Module):
@@ -187,6 +188,14 @@ class Classifier(nn.Module):
         """C of the last map."""
         first = next(layer for layer in self.dense() if isinstance(layer, nn.Linear))
         return first.in_features // self.side**2
+
+    def drop_dense(self) -> None:
+        """Take the dense layers off a net that only lends its trunk: its ``maps``."""
+        dense = set(self.dense())
+        for name, child in list(self.named_children()):
+            inner = list(child.children())
+            if child in dense or (inner and dense.issuperset(inner)):
+                delattr(self, name)
 
 
 def initialise(model: nn.Module, linear_std: float = 0.01) -> None:

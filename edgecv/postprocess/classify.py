@@ -1,49 +1,99 @@
-"""Classification: logits to probabilities."""
+"""Classification: class scores to probabilities, for whole pictures and for each place of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import RuntimeFailure
+from edgecv.postprocess.activations import sigmoid, softmax
+from edgecv.postprocess.boxes import to_picture
+from edgecv.postprocess.options import Array, Options
 from edgecv.results import Classification, Placement
 from edgecv.spec import ModelSpec
 
 
 def decode(
-    outputs: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, Array],
     spec: ModelSpec,
     placements: Sequence[Placement],
     conf: float | None = None,
     iou: float | None = None,
 ) -> list[Classification]:
-    """One :class:`Classification` per picture; ``conf`` and ``iou`` are None: no boxes."""
-    return classifications(outputs[spec.outputs[0].name], spec.decoding.kind, spec.labels)
+    """One :class:`Classification` per picture; ``conf`` and ``iou`` are None: no boxes.
 
-
-def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
-    """Softmax over the last axis, computed in float64 after subtracting the maximum."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    exponentials = np.exp(shifted)
-    out: NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(
-        np.float32
-    )
-    return out
-
-
-def classifications(
-    scores: NDArray[Any], kind: str, labels: tuple[str, ...]
-) -> list[Classification]:
-    """One :class:`Classification` per row of ``scores`` ``[N, C]``.
-
-    ``kind`` is the contract's decoding: ``logits`` (a softmax is due) or ``probabilities``.
+    The output is ``[N, C]``, or ``[N, C, h, w]`` of a fully convolutional net: then a class's
+    probability is the mean over the places, as VGG's dense evaluation has it (arXiv:1409.1556).
     """
-    if scores.ndim != 2 or scores.shape[1] != len(labels):
+    scores = outputs[spec.outputs[0].name]
+    found = probabilities(scores, spec.decoding.kind, spec.labels)
+    if found.ndim == 4:
+        found = found.mean(axis=(2, 3))
+    return [Classification(row, spec.labels) for row in found]
+
+
+def probabilities(scores: Array, kind: str, labels: tuple[str, ...]) -> NDArray[np.float32]:
+    """Class scores ``[N, C]`` or ``[N, C, h, w]`` as probabilities, float32, of the same shape.
+
+    ``kind`` is the contract's decoding: ``logits`` (a softmax over the classes is due),
+    ``multilabel-logits`` (a sigmoid for each class: they do not exclude each other), or
+    ``probabilities``, which must lie from 0 to 1.
+    """
+    if scores.ndim not in (2, 4) or scores.shape[1] != len(labels):
         raise RuntimeFailure(f"expected class scores [N, {len(labels)}], got {list(scores.shape)}")
     if not np.isfinite(scores).all():
         raise RuntimeFailure("the model's class scores are NaN or infinite: its file is damaged")
-    probabilities = softmax(scores) if kind == "logits" else scores.astype(np.float32)
-    return [Classification(row, labels) for row in probabilities]
+    if kind == "logits":
+        return softmax(scores.astype(np.float64), axis=1).astype(np.float32)
+    if kind == "multilabel-logits":
+        return sigmoid(scores.astype(np.float64)).astype(np.float32)
+    found = scores.astype(np.float32)
+    if found.size and not (found.min() >= -1e-3 and found.max() <= 1 + 1e-3):  # fp16, int8
+        raise RuntimeFailure(
+            f"the contract says that the output holds probabilities, and its values run from "
+            f"{found.min():g} to {found.max():g}; its decoding should be 'logits'"
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """What a fully convolutional classifier says at each place of a picture.
+
+    ``probabilities``: float32 ``[C, h, w]``; ``windows``: float32 ``[h, w, 4]``, the part of the
+    source picture that each place looks at, x1, y1, x2, y2 in its pixels (it may hang over);
+    ``labels``: the C names.
+    """
+
+    probabilities: NDArray[np.float32]
+    windows: NDArray[np.float32]
+    labels: tuple[str, ...]
+
+
+def heat_maps(
+    outputs: Mapping[str, Array], spec: ModelSpec, placements: Sequence[Placement]
+) -> list[HeatMap]:
+    """The convolutional sliding window (Sermanet et al. 2014, arXiv:1312.6229): one map a picture.
+
+    A classifier whose dense layers are convolutions gives ``[N, C, h, w]``: its answers for every
+    window of ``window`` pixels, each ``stride`` pixels from the last (options of the contract,
+    in pixels of the input), for the price of one run.
+    """
+    options = Options(spec)
+    window, stride = options.integer("window"), options.integer("stride")
+    scores = outputs[spec.outputs[0].name]
+    if scores.ndim != 4:
+        raise RuntimeFailure(
+            f"{options.where}: a heat map needs an output [N, {len(spec.labels)}, h, w], got "
+            f"{list(scores.shape)}: this classifier is not fully convolutional"
+        )
+    found = probabilities(scores, spec.decoding.kind, spec.labels)
+    rows, columns = np.mgrid[0 : scores.shape[2], 0 : scores.shape[3]] * float(stride)
+    windows = np.stack([columns, rows, columns + window, rows + window], axis=-1)
+    return [
+        HeatMap(one, to_picture(windows, placement).astype(np.float32), spec.labels)
+        for one, placement in zip(found, placements, strict=True)
+    ]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import RuntimeFailure, SpecError
+from edgecv.postprocess.activations import sigmoid, softmax
 from edgecv.postprocess.boxes import Floats, from_cxcywh
 from edgecv.postprocess.candidates import Candidates, grid
 from edgecv.postprocess.options import Array, Options, expect_shape, no_nan
@@ -137,7 +138,7 @@ def anchors(
             values = view[anchor, row, column]
             classes = values[:, 5:]
             if not activated:
-                classes = _softmax(classes) if rule == "v2" else sigmoid(classes)
+                classes = softmax(classes) if rule == "v2" else sigmoid(classes)
             scores = classes * confidence[anchor, row, column][:, None]
             found, best, score = _pick(scores, conf, options)
             values = values[found]
@@ -426,21 +427,10 @@ def fastestdet(
 # --- what the families share ----------------------------------------------------------------------
 
 
-def sigmoid(x: Array) -> Array:
-    """``1 / (1 + exp(-x))``; far below 0 it is 0, with no warning."""
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-x)))
-
-
 def _exp(x: Array) -> Array:
     """``exp``; what overflows is infinite, and reported where candidates are checked."""
     with np.errstate(over="ignore"):
         return np.asarray(np.exp(x))
-
-
-def _softmax(x: Array) -> Array:
-    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def _logit(p: float) -> float:
@@ -452,7 +442,7 @@ def _logit(p: float) -> float:
 
 def _dfl(logits: Array) -> Array:
     """Distances ``[n, 4]`` as the means of the distributions ``[n, 4, bins]``."""
-    return np.asarray(_softmax(logits) @ np.arange(logits.shape[-1], dtype=logits.dtype))
+    return np.asarray(softmax(logits) @ np.arange(logits.shape[-1], dtype=logits.dtype))
 
 
 def _input_size(placement: Placement, dtype: np.dtype[Any]) -> Floats:

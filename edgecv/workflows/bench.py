@@ -1,11 +1,8 @@
-"""``edgecv bench``: latency, throughput, load time and memory, each pair in its own process."""
+"""``edgecv bench``: several models on several backends, in turns, each pair in its own process."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +11,24 @@ from typing import Any
 from edgecv.errors import BackendUnavailable, CheckFailed, EdgeCVError, InputError, SpecError
 from edgecv.measure.machine import environment
 from edgecv.measure.ready import READY_MODEL
+from edgecv.measure.record import (
+    SCHEMA,
+    Verdict,
+    comparisons,
+    judge_baseline,
+    judge_session,
+    machine_id,
+    read_report,
+    record_of,
+    same_machine,
+)
+from edgecv.measure.rounds import CHILD, Pair, Rounds
+from edgecv.measure.scenarios import LATENCY_BOUND_MS, SCENARIOS
 from edgecv.progress import Progress, silent
 from edgecv.spec import read_spec
 
-SCHEMA = "edgecv.bench/1"
-SCENARIOS = ("single-stream", "offline")
-STARTUP_SECONDS = 300  # a child that has not answered by then hangs
+PROFILE_RUNS = 30
+__all__ = ["SCENARIOS", "BenchReport", "Failure", "bench", "find_models"]
 
 
 @dataclass(frozen=True)
@@ -34,32 +43,40 @@ class Failure:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """``records`` as the children gave them, in order; ``partial``: it was interrupted."""
+    """``records`` one per pair, in order; ``partial``: it was interrupted."""
 
     environment: dict[str, Any]
     records: tuple[dict[str, Any], ...]
     failures: tuple[Failure, ...] = ()
     partial: bool = False
+    verdicts: tuple[Verdict, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "environment": self.environment,
             "records": list(self.records),
+            "comparisons": comparisons(self.records),
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "failures": [asdict(failure) for failure in self.failures],
             "partial": self.partial,
         }
 
-    def raise_failures(self) -> None:
-        """Raise for the failures: their own kind where all share it, else ``CheckFailed``."""
+    @property
+    def regressions(self) -> tuple[Verdict, ...]:
+        return tuple(v for v in self.verdicts if v.word == "regression")
+
+    def error(self) -> EdgeCVError | None:
+        """The failures as one error: of their own kind where all share it and nothing was
+        measured, else :class:`~edgecv.errors.CheckFailed`."""
         if not self.failures:
-            return
+            return None
         text = "\n".join(f"{f.model} on {f.backend}: {f.message}" for f in self.failures)
         codes = {f.exit_code for f in self.failures}
         kinds: dict[int, type[EdgeCVError]] = {2: InputError, 3: BackendUnavailable}
         if not self.records and len(codes) == 1:
-            raise kinds.get(codes.pop(), CheckFailed)(text)
-        raise CheckFailed(f"{len(self.failures)} could not be measured:\n{text}")
+            return kinds.get(codes.pop(), CheckFailed)(text)
+        return CheckFailed(f"{len(self.failures)} could not be measured:\n{text}")
 
 
 def find_models(models: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -87,61 +104,70 @@ def bench(
     batch: int | None = None,
     scenario: str = "single-stream",
     duration: float = 3.0,
+    rounds: int | None = None,
+    latency_bound_ms: float = LATENCY_BOUND_MS,
+    profile: bool = False,
+    baseline: str | os.PathLike[str] | None = None,
+    compare: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
+    child: Sequence[str] = CHILD,
 ) -> BenchReport:
-    """Measure every model on every backend, one after the other.
+    """Measure every model on every backend, in turns.
 
-    ``scenario``: ``single-stream`` (one batch at a time, latency counts) or ``offline`` (a larger
-    batch where the file allows it, throughput counts). ``duration`` is seconds of measuring per
-    pair. A pair that fails is in ``failures``; the others go on. Ctrl-C keeps what was measured.
+    ``scenario``: see :mod:`edgecv.measure.scenarios`. ``duration`` is seconds of measuring
+    inference per pair, spread over ``rounds`` (default: 20, fewer for slow models); the other
+    stages take half as much again. ``baseline`` is measured along with the models and each is
+    judged against it; ``compare`` judges them against an earlier report of this machine.
+    ``child`` is the command that measures one pair.
+
+    A pair that fails is in ``failures``; the others go on. Ctrl-C keeps what was measured and
+    sets ``partial``. Raises :class:`~edgecv.errors.InputError` for arguments that mean nothing.
     """
     if scenario not in SCENARIOS:
         raise InputError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
-    if not duration > 0:
-        raise InputError(f"duration must be above 0 seconds, got {duration:g}")
-    pairs = [(path, backend) for path in find_models(models) for backend in backends]
-    records: list[dict[str, Any]] = []
-    failures: list[Failure] = []
-    partial = False
-    for index, (path, backend) in enumerate(pairs):
-        progress(f"{path.name} on {backend}", index, len(pairs))
-        request = {
-            "model": str(path),
-            "backend": backend,
-            "threads": threads,
-            "batch": batch,
-            "scenario": scenario,
-            "duration": duration,
-        }
-        try:
-            answer = _child(request)
-        except KeyboardInterrupt:
-            partial = True
-            break
-        if (error := answer.get("error")) is None:
-            records.append(answer)
-        else:
-            failures.append(Failure(str(path), backend, error["message"], error["exit_code"]))
-    return BenchReport(environment(), tuple(records), tuple(failures), partial)
-
-
-def _child(request: dict[str, Any]) -> dict[str, Any]:
-    """Run one request in a fresh process; one that dies gives an error with its last words."""
-    try:
-        process = subprocess.run(
-            [sys.executable, "-m", "edgecv.measure.child"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=STARTUP_SECONDS + 4 * request["duration"],
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": {"message": "the measuring process did not answer", "exit_code": 1}}
-    try:
-        answer: dict[str, Any] = json.loads(process.stdout)
-    except ValueError:
-        last = " | ".join(process.stderr.strip().splitlines()[-3:]) or "it said nothing"
-        message = f"the measuring process died (exit {process.returncode}): {last}"
-        return {"error": {"message": message, "exit_code": 1}}
-    return answer
+    for name, value in (("duration", duration), ("latency bound", latency_bound_ms)):
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name} must be above 0, got {value:g}")
+    if scenario == "server" and (baseline is not None or compare is not None):
+        raise InputError("--baseline and --compare judge times of runs; server searches for a rate")
+    here = environment()
+    here["machine_id"] = machine_id(here)
+    old = None if compare is None else read_report(compare)
+    if old is not None:
+        same_machine(old, here, os.fspath(compare or ""))
+    paths = find_models(models)
+    if baseline is not None:
+        read_spec(baseline)
+        if any(path.resolve() == Path(baseline).resolve() for path in paths):
+            raise InputError(f"{baseline}: is compared with itself")
+        paths.insert(0, Path(baseline))
+    request = {"threads": threads, "batch": batch, "scenario": scenario}
+    pairs = [
+        Pair(str(path), name, {**request, "model": str(path), "backend": name})
+        for path in paths
+        for name in dict.fromkeys(backends)
+    ]
+    work = Rounds(
+        pairs,
+        duration,
+        rounds,
+        latency_bound_ms=latency_bound_ms if scenario == "server" else None,
+        profile_runs=PROFILE_RUNS if profile else 0,
+        command=child,
+        progress=progress,
+    )
+    work.run()
+    records = tuple(
+        r for pair in pairs if (pair.measured or not pair.failure) and (r := record_of(pair))
+    )
+    failures = tuple(
+        Failure(pair.path, pair.backend, str(pair.failure), pair.failure.exit_code)
+        for pair in pairs
+        if pair.failure is not None
+    )
+    verdicts: list[Verdict] = []
+    if baseline is not None:
+        verdicts += judge_baseline(records, str(paths[0]))
+    if old is not None and records:
+        verdicts += judge_session(records, old, os.fspath(compare or ""))
+    return BenchReport(here, records, failures, work.partial, tuple(verdicts))

@@ -3,31 +3,65 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from edgecv.errors import InputError
+from edgecv.evaluate import coco, segmentation
+from edgecv.evaluate.coco_json import read_coco
 from edgecv.evaluate.imagenet import read_folder, topk_hits
-from edgecv.model import load
+from edgecv.evaluate.yolo_labels import read_yolo
+from edgecv.model import Model, load
 from edgecv.progress import Progress, silent
-from edgecv.workflows.stream import outputs_of
+from edgecv.results import Detections, Placement, Result, Segmentation
+from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
+from edgecv.workflows.score import Score, common
+from edgecv.workflows.stream import outputs_of, prepared_chunks
+
+NMS_IN_GRAPH = ("yolo-end2end", "detections")
 
 
 @dataclass(frozen=True)
-class ClassificationScore:
-    """Rates from 0 to 1 over ``count`` pictures; ``backend`` and ``precision`` as they ran."""
+class ClassificationScore(Score):
+    """``correct1`` and ``correct5`` of the pictures are right in the first, the first five."""
 
-    task: str
-    count: int
     top1: float
     top5: float
     correct1: int
     correct5: int
-    backend: str
-    precision: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+
+@dataclass(frozen=True)
+class DetectionScore(Score):
+    """COCO's figures (:class:`edgecv.evaluate.coco.AveragePrecision`), and how they were taken.
+
+    ``conf`` is the least score of the boxes that were counted, ``iou`` the threshold of NMS (None
+    where it is in the graph).
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    recall: float | None
+    objects: int
+    per_class: dict[str, float]
+    conf: float
+    iou: float | None
+
+
+@dataclass(frozen=True)
+class SegmentationScore(Score):
+    """``miou``: the mean over classes of intersection over union, of all pictures' pixels."""
+
+    miou: float
+    accuracy: float  # the share of the pixels that are right
+    per_class: dict[str, float]
 
 
 def evaluate(
@@ -35,31 +69,158 @@ def evaluate(
     dataset: str | os.PathLike[str],
     *,
     backend: str = "auto",
+    split: str | None = None,
     classes: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    detector: str | os.PathLike[str] | None = None,
+    far: float = FAR,
     progress: Progress = silent,
-) -> ClassificationScore:
-    """Score the file ``model`` on ``dataset``: a folder per class (see
-    :func:`edgecv.evaluate.imagenet.read_folder` for how names are matched).
+) -> Score:
+    """Score the file ``model`` on ``dataset``, whose form depends on the model's task.
 
-    Every picture counts; one that cannot be read is an :class:`~edgecv.errors.InputError`.
+    - ``classify``: a folder per class (:func:`edgecv.evaluate.imagenet.read_folder`)
+    - ``detect``: YOLO text labels (:func:`edgecv.evaluate.yolo_labels.read_yolo`, ``split``), or a
+      COCO file (:func:`edgecv.evaluate.coco_json.read_coco`)
+    - ``embed``: a file of pairs (:func:`edgecv.workflows.pairs.evaluate_pairs`; ``detector`` finds
+      the faces, ``far`` is the false-accept rate wanted of the threshold)
+    - ``segment``: masks (:func:`edgecv.evaluate.segmentation.read_masks`)
+
+    ``classes`` is a file that maps the data set's class names to the model's indices; ``limit``
+    scores that many pictures, drawn by a fixed seed. Every picture counts; one that cannot be read
+    is an :class:`~edgecv.errors.InputError`.
     """
+    request = Request(
+        dataset=Path(dataset),
+        backend=backend,
+        split=split,
+        classes=Path(classes) if classes is not None else None,
+        limit=limit,
+        detector=Path(detector) if detector is not None else None,
+        far=far,
+        progress=progress,
+    )
     with load(model, backend=backend) as opened:
-        data = read_folder(
-            Path(dataset), opened.spec, Path(classes) if classes is not None else None, limit
-        )
-        outputs = outputs_of(opened, data.pictures, progress)
-        scores = outputs[opened.spec.outputs[0].name]
-        top1 = int(topk_hits(scores, data.classes, 1).sum())
-        top5 = int(topk_hits(scores, data.classes, 5).sum())
-        count = len(data.pictures)
-        return ClassificationScore(
-            task=opened.spec.task,
-            count=count,
-            top1=top1 / count,
-            top5=top5 / count,
-            correct1=top1,
-            correct5=top5,
-            backend=opened.info.backend,
-            precision=opened.info.precision,
-        )
+        task = opened.spec.task
+        if task not in TASKS:
+            raise InputError(
+                f"{model}: eval scores the tasks {', '.join(TASKS)}; this model's is {task!r}"
+            )
+        if split is not None and task != "detect":
+            raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
+        if detector is not None and task != "embed":
+            raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
+        return TASKS[task](opened, request)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for."""
+
+    dataset: Path
+    backend: str
+    split: str | None
+    classes: Path | None
+    limit: int | None
+    detector: Path | None
+    far: float
+    progress: Progress
+
+
+def _classify(model: Model, request: Request) -> ClassificationScore:
+    data = read_folder(request.dataset, model.spec, request.classes, request.limit)
+    outputs = outputs_of(model, data.pictures, request.progress)
+    scores = outputs[model.spec.outputs[0].name]
+    top1 = int(topk_hits(scores, data.classes, 1).sum())
+    top5 = int(topk_hits(scores, data.classes, 5).sum())
+    count = len(data.pictures)
+    return ClassificationScore(
+        **common(model, count),
+        top1=top1 / count,
+        top5=top5 / count,
+        correct1=top1,
+        correct5=top5,
+    )
+
+
+def _detect(model: Model, request: Request) -> DetectionScore:
+    labels = model.spec.labels
+    if request.dataset.suffix.lower() == ".json":
+        if request.split is not None:
+            raise InputError(f"--split {request.split}: a COCO file is one split already")
+        truth = read_coco(request.dataset, labels, request.classes, request.limit)
+    else:
+        truth = read_yolo(request.dataset, labels, request.split, request.classes, request.limit)
+    options, kind = model.spec.decoding.options, model.spec.decoding.kind
+    # NMS in the graph has used its own threshold: lower scores are gone
+    conf = max(coco.MIN_SCORE, options["conf"]) if kind == "detections" else coco.MIN_SCORE
+    found: list[Detections] = []
+    sizes: list[tuple[int, int]] = []
+    for result, placement in _answers(model, [one.path for one in truth], request.progress, conf):
+        assert isinstance(result, Detections)
+        found.append(result)
+        sizes.append((placement.width, placement.height))
+    figures = coco.average_precision(truth, found, sizes, labels)
+    return DetectionScore(
+        **common(model, len(truth)),
+        **asdict(figures),
+        objects=sum(len(one.classes) for one in truth),
+        conf=conf,
+        iou=None if kind in NMS_IN_GRAPH else float(options["iou"]),
+    )
+
+
+def _embed(model: Model, request: Request) -> VerificationScore:
+    return evaluate_pairs(
+        model,
+        request.dataset,
+        detector=request.detector,
+        backend=request.backend,
+        far=request.far,
+        limit=request.limit,
+        progress=request.progress,
+    )
+
+
+def _segment(model: Model, request: Request) -> SegmentationScore:
+    labels = model.spec.labels
+    data = segmentation.read_masks(request.dataset, len(labels), request.classes, request.limit)
+    table = np.zeros((len(labels), len(labels)), np.int64)
+    masks = iter(data.masks)
+    for result, placement in _answers(model, data.pictures, request.progress, None):
+        assert isinstance(result, Segmentation)
+        size = placement.width, placement.height
+        mask = segmentation.read_mask(next(masks), size, data.classes)
+        table += segmentation.confusion(mask, result.mask, len(labels))
+    miou, per_class = segmentation.mean_iou(table, labels)
+    return SegmentationScore(
+        **common(model, len(data.pictures)),
+        miou=miou,
+        accuracy=float(np.trace(table) / table.sum()),
+        per_class=per_class,
+    )
+
+
+TASKS: dict[str, Callable[[Model, Request], Score]] = {
+    "classify": _classify,
+    "detect": _detect,
+    "embed": _embed,
+    "segment": _segment,
+}
+
+
+def _answers(
+    model: Model, pictures: Sequence[Path], progress: Progress, conf: float | None
+) -> Iterator[tuple[Result, Placement]]:
+    """Each picture's answer and placement; the first picture that cannot be read is raised."""
+    done = 0
+    dtype = model.spec.inputs[0].dtype
+    for chunk in prepared_chunks(pictures, model.spec.preparation, dtype):
+        prepared = []
+        for one in chunk:
+            if isinstance(one, InputError):
+                raise one
+            prepared.append(one)
+        results = model.answer(prepared, conf=conf)
+        yield from zip(results, (one.placement for one in prepared), strict=True)
+        done += len(chunk)
+        progress("pictures", done, len(pictures))

@@ -25,10 +25,10 @@ from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.measure import selftest
 from edgecv.measure.compare import FP16_MAX_REL, FP32_MAX_REL, compare, worst
-from edgecv.model import Model
 from edgecv.progress import Progress, silent
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
+from edgecv.workflows.end2end import with_nms
 
 RANGES_SEED = 11  # of the pictures on which FP16's headroom is measured
 RANGES_COUNT = 6
@@ -73,6 +73,7 @@ def export(
     overrides: InputOverrides | None = None,
     opset: int = DEFAULT_OPSET,
     batch: int | None = 1,
+    end2end: bool = False,
     precision: str = "fp32",
     pixels: bool = False,
     output: str | os.PathLike[str] | None = None,
@@ -83,7 +84,8 @@ def export(
 
     ``batch`` is a fixed size, or ``None`` for a dynamic one; ``precision`` is ``fp32`` or
     ``fp16``; with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``. ``output`` defaults to
-    the recipe's name (``NAME-fp16.onnx``) in the current folder. The file is compared with PyTorch
+    the recipe's name (``NAME-fp16.onnx``) in the current folder. ``end2end`` appends decoding and
+    NMS to a detector's graph (:mod:`edgecv.workflows.end2end`). The file is compared with PyTorch
     before it gets its name: where the outputs differ by more than
     :data:`~edgecv.measure.compare.FP32_MAX_REL` or ``FP16_MAX_REL`` of the largest, nothing is
     written and :class:`~edgecv.errors.ExportError` is raised.
@@ -120,6 +122,8 @@ def export(
     path = Path(output) if output is not None else Path(f"{recipe.name}{suffix}.onnx")
     progress("proving parity", 3, 4)
     spec = replace(spec, parity=_prove(data, spec, p, model))
+    if end2end:
+        data, spec = with_nms(data, spec)
     write_spec(data, spec, path)
     progress("proving parity", 4, 4)
     return ExportResult(path, spec, opset, path.stat().st_size, resolved, nodes)
@@ -231,7 +235,7 @@ def _prove(
     with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
         path = Path(folder) / "candidate.onnx"
         write_spec(data, spec, path)
-        with Model(spec, open_backend("onnxruntime", path)) as candidate:
+        with open_backend("onnxruntime", path) as candidate:
             for index, size in enumerate(sizes):
                 seed, count = PARITY_SEED + index, int(size)
                 reference = torch_outputs(
@@ -240,7 +244,7 @@ def _prove(
                     [t.name for t in spec.outputs],
                 )
                 batch = selftest.inputs(spec.preparation, seed, count, dtype)
-                results.append(compare(candidate.infer(batch), reference))
+                results.append(compare(candidate.run({INPUT: batch}), reference))
             version = candidate.info.version
     found = worst(results)
     if found.max_rel > allowed:

@@ -1,58 +1,97 @@
-"""``edgecv predict``: answers for files and folders, in their order, nothing skipped silently."""
+"""``edgecv predict``: answers in the order of the sources, nothing skipped silently."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby, islice
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from numpy.typing import NDArray
 
 from edgecv.errors import InputError
-from edgecv.files import atomic_write
 from edgecv.model import Model
-from edgecv.preprocess import list_pictures, open_picture
 from edgecv.progress import Progress, silent
-from edgecv.results import Classification, Result
+from edgecv.results import Result
+from edgecv.workflows.sources import Source
 from edgecv.workflows.stream import prepared_chunks
+from edgecv.workflows.video import Frame, file_frames, live_frames, open_camera
+
+FRAMES = 8  # of a video in one batch: at 1920x1080 50 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    """What became of one picture: a ``result``, or the ``error`` that kept it from being read."""
+    """What became of one picture or frame: a ``result``, or the ``error`` that kept it out.
 
-    source: Path
+    ``frame``, ``seconds`` and ``pixels`` (BGR) are a video's or camera's; ``fps`` its frames a
+    second, 0 where unknown; ``dropped`` how many frames of a camera have gone by unanswered.
+    """
+
+    source: Source
     result: Result | None
     error: InputError | None = None
+    frame: int | None = None
+    seconds: float = 0.0
+    fps: float = 0.0
+    dropped: int = 0
+    pixels: NDArray[np.uint8] | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Source and answer as plain JSON values; frame and time where there are any."""
+        data: dict[str, Any] = {"source": str(self.source)}
+        if self.frame is not None:
+            data |= {"frame": self.frame, "seconds": round(self.seconds, 3)}
+        if self.error is not None:
+            data["error"] = str(self.error)
+        return data | (self.result.to_dict() if self.result is not None else {})
 
-def find_sources(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Files as they are named, folders as the pictures under them; an empty folder is an error."""
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            pictures = list_pictures(source)
-            if not pictures:
-                raise InputError(f"{source}: there are no pictures in this folder")
-            found += pictures
-        else:
-            found.append(source)
-    return found
+    def __str__(self) -> str:
+        place = str(self.source)
+        if self.frame is not None:
+            place += f" frame {self.frame} ({self.seconds:.2f} s)"
+        return f"{place}: {self.error if self.result is None else self.result}"
 
 
 def predict(
     model: Model,
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     progress: Progress = silent,
     *,
     conf: float | None = None,
     iou: float | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Generator[Prediction, None, None]:
+    """One :class:`Prediction` per picture and per frame, in order.
+
+    A broken picture or video does not stop the others: it is a prediction with an ``error``. A
+    camera goes on until the iterator is closed or the camera is gone; frames that come while the
+    model is busy are dropped for the newest. ``note`` is told what is worth knowing and no error.
+    """
+    for kind, group in groupby(sources, key=lambda source: source.kind):
+        if kind == "picture":
+            yield from _pictures(model, list(group), progress, conf, iou)
+            continue
+        answer = _video if kind == "video" else _camera
+        for source in group:
+            try:
+                yield from answer(model, source, progress, conf, iou, note)
+            except InputError as error:
+                yield Prediction(source, None, error)
+
+
+def _pictures(
+    model: Model,
+    sources: Sequence[Source],
+    progress: Progress,
+    conf: float | None,
+    iou: float | None,
 ) -> Iterator[Prediction]:
-    """One :class:`Prediction` per source, in order; a broken picture does not stop the others."""
     done = 0
     dtype = model.spec.inputs[0].dtype
-    for chunk in prepared_chunks(sources, model.spec.preparation, dtype):
+    paths = [source.path for source in sources]
+    for chunk in prepared_chunks(paths, model.spec.preparation, dtype):
         good = [one for one in chunk if not isinstance(one, InputError)]
         answers = iter(model.answer(good, conf=conf, iou=iou))
         for one in chunk:
@@ -64,47 +103,54 @@ def predict(
         progress("pictures", done, len(sources))
 
 
-def saved_names(sources: Sequence[Path]) -> list[str]:
-    """A file name for each source's drawing; a name that is taken already gets a number."""
-    names: dict[str, None] = {}  # in order
-    for source in sources:
-        suffix = source.suffix if source.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        name, count = f"{source.stem}{suffix}", 0
-        while name in names:
-            count += 1
-            name = f"{source.stem}-{count}{suffix}"
-        names[name] = None
-    return list(names)
+def _video(
+    model: Model,
+    source: Source,
+    progress: Progress,
+    conf: float | None,
+    iou: float | None,
+    note: Callable[[str], None],
+) -> Iterator[Prediction]:
+    frames = file_frames(source.path, note)
+    while batch := list(islice(frames, FRAMES)):
+        prepared = [model.prepare(frame.pixels, color="bgr") for frame, _, _ in batch]
+        results = model.answer(prepared, conf=conf, iou=iou)
+        for (frame, count, fps), result in zip(batch, results, strict=True):
+            yield _of_frame(source, frame, result, fps=fps)
+            progress(source.path.name, frame.index + 1, count)
 
 
-def save_drawn(prediction: Prediction, folder: Path, name: str) -> Path:
-    """The picture with its answer written under it, as ``folder/name``.
-
-    The text stands on a bar of its own below the picture, so that no background hides it.
-    """
-    if not isinstance(prediction.result, Classification):
-        raise InputError(f"{prediction.source}: there is no classification to draw")
-    picture = open_picture(prediction.source)
-    size = max(12, picture.width // 28)
-    lines = [f"{c.label}  {c.probability:.1%}" for c in prediction.result.top(3)]
-    font = _font(size)
-    line_height = round(size * 1.4)
-    canvas = Image.new(
-        "RGB", (picture.width, picture.height + line_height * len(lines) + size), "black"
-    )
-    canvas.paste(picture)
-    draw = ImageDraw.Draw(canvas)
-    for index, line in enumerate(lines):
-        y = picture.height + size // 2 + index * line_height
-        draw.text((size // 2, y), line, fill="white" if index == 0 else "#b0b0b0", font=font)
-    path = folder / name
-    with atomic_write(path) as file:
-        canvas.save(file, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
-    return path
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _camera(
+    model: Model,
+    source: Source,
+    progress: Progress,
+    conf: float | None,
+    iou: float | None,
+    note: Callable[[str], None],
+) -> Iterator[Prediction]:
+    answered = dropped = 0
+    frames = live_frames(open_camera(source.name), str(source))
     try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size only
-        return ImageFont.load_default()
+        for frame, dropped in frames:
+            prepared = model.prepare(frame.pixels, color="bgr")
+            (result,) = model.answer([prepared], conf=conf, iou=iou)
+            answered += 1
+            progress(str(source), answered, 0)
+            yield _of_frame(source, frame, result, dropped=dropped)
+    finally:
+        frames.close()
+        note(f"{source}: {answered} frames answered, {dropped} dropped for newer ones")
+
+
+def _of_frame(
+    source: Source, frame: Frame, result: Result, *, fps: float = 0.0, dropped: int = 0
+) -> Prediction:
+    return Prediction(
+        source=source,
+        result=result,
+        frame=frame.index,
+        seconds=frame.seconds,
+        fps=fps,
+        dropped=dropped,
+        pixels=frame.pixels,
+    )

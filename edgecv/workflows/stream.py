@@ -14,6 +14,7 @@ from edgecv.errors import InputError
 from edgecv.model import Model, same_shape
 from edgecv.preprocess import Picture, Prepared, prepare, stack
 from edgecv.progress import Progress, silent
+from edgecv.results import Placement
 from edgecv.runtimes.base import Array
 from edgecv.spec import Preparation
 
@@ -48,10 +49,11 @@ def outputs_of(
     pictures: Sequence[Picture],
     progress: Progress = silent,
     what: str = "pictures",
+    placements: list[Placement] | None = None,
 ) -> dict[str, Array]:
     """All output tensors of ``model`` for ``pictures``; the first unreadable one is raised."""
     preparation, dtype = model.spec.preparation, model.spec.inputs[0].dtype
-    return collect(model.infer, pictures, preparation, progress, what, dtype)
+    return collect(model.infer, pictures, preparation, progress, what, dtype, placements)
 
 
 def collect(
@@ -61,8 +63,11 @@ def collect(
     progress: Progress = silent,
     what: str = "pictures",
     dtype: str = "float32",
+    placements: list[Placement] | None = None,
 ) -> dict[str, Array]:
     """``infer`` over all pictures, its outputs joined ``{name: [N, ...]}``.
+
+    ``placements`` gets where each picture lies in the input, in order.
 
     Pictures that come to different shapes (a net that takes any size) cannot be joined, which is
     an :class:`~edgecv.errors.InputError`.
@@ -77,6 +82,8 @@ def collect(
             if isinstance(one, InputError):
                 raise one
             good.append(one)
+        if placements is not None:
+            placements += [one.placement for one in good]
         parts += [infer(stack(group)) for group in same_shape(good)]
         done += len(chunk)
         progress(what, done, len(pictures))

@@ -7,10 +7,8 @@ by its own contract, so that a wrong preparation is found as well as a wrong wei
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import zipfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +16,38 @@ from typing import Any
 
 import numpy as np
 
-from edgecv.errors import InputError, SpecError, WeightsError
+from edgecv.errors import InputError, SpecError
 from edgecv.evaluate.imagenet import agreement as top1_agreement
 from edgecv.evaluate.imagenet import read_folder, topk_hits
-from edgecv.files import atomic_write, sha256_of
-from edgecv.measure import selftest
-from edgecv.measure.compare import FP32_MAX_REL, Comparison, compare
-from edgecv.measure.seeded import seeded_pictures
+from edgecv.files import atomic_write, write_json
+from edgecv.measure import selftest, targets
+from edgecv.measure.agreement import agreements, changed
+from edgecv.measure.compare import (
+    FP32_MAX_REL,
+    Comparison,
+    compare_each,
+    condition_of,
+    fp16_max_rel,
+    int8_layer_min_sqnr,
+    int8_min_sqnr,
+    worst,
+)
+from edgecv.measure.layers import Divergence, LayerError, first_divergence, rank_layers
+from edgecv.measure.onnxgraph import read_graph
 from edgecv.model import Model, load
-from edgecv.preprocess import Picture, list_pictures
+from edgecv.preprocess import open_picture, prepare, stack
 from edgecv.progress import Progress, silent
+from edgecv.results import Placement, Result
 from edgecv.runtimes.base import Array
-from edgecv.spec import ModelSpec
-from edgecv.workflows.stream import collect, outputs_of
-
-SEED, COUNT = 11, 6  # two seeded pictures of each block size
-HEIGHT, WIDTH = 270, 390  # neither square nor any net's size: resize and crop have work to do
+from edgecv.spec import ModelSpec, read_spec
+from edgecv.workflows.reference import (
+    SEED,
+    Inputs,
+    export_reference,
+    reference_for,
+    write_record,
+)
+from edgecv.workflows.stream import outputs_of
 
 
 @dataclass(frozen=True)
@@ -48,30 +62,55 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome; ``passed`` is whether every check held."""
+    """The outcome; ``passed`` is whether every check held.
+
+    ``comparison`` is the worst of ``outputs``; ``agreement`` the mean over the pictures of what
+    :func:`edgecv.measure.agreement.agreements` says (None where the outputs kept are too few to
+    decode); ``divergence`` and ``layers`` are what ``--layers`` found; ``target_note`` says why
+    this machine is not an INT8 file's target.
+    """
 
     reference: str
     inputs: str
     comparison: Comparison
+    outputs: Mapping[str, Comparison]
     agreement: float | None
     checks: tuple[Check, ...]
     backend: str
     precision: str
+    target_note: str | None = None
+    divergence: Divergence | None = None
+    layers: tuple[LayerError, ...] = ()
+    saved: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
+
+    @property
+    def first_divergent_node(self) -> str | None:
+        """The node that diverges, or an INT8 file's layer that is worse than rounding explains."""
+        if self.divergence is not None:
+            return self.divergence.node
+        least = int8_layer_min_sqnr()
+        bad = [one for one in self.layers if one.sqnr_db is not None and one.sqnr_db < least]
+        return bad[0].node if bad else None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
             **self.comparison.to_dict(),
             "agreement": self.agreement,
-            "first_divergent_node": None,
+            "first_divergent_node": self.first_divergent_node,
+            "divergence": self.divergence.to_dict() if self.divergence else None,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "outputs": {name: one.to_dict() for name, one in self.outputs.items()},
             "reference": self.reference,
             "inputs": self.inputs,
             "backend": self.backend,
             "precision": self.precision,
+            "target_note": self.target_note,
+            "saved": list(self.saved),
             "checks": [vars(check) for check in self.checks],
         }
 
@@ -86,62 +125,78 @@ def verify(
     min_agreement: float | None = None,
     min_cosine: float | None = None,
     max_drop: float | None = None,
+    strict_target: bool = False,
+    layers: bool = False,
+    save: str | os.PathLike[str] | None = None,
     record: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Verification:
     """Compare the file ``candidate`` with ``against`` on pictures.
 
     ``data``: a folder of pictures (default: seeded ones). ``record`` keeps the reference's
-    answers as ``.npz``, for machines without torch. An FP32 file must be within
-    :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest output; ``min_agreement``,
-    ``min_cosine`` and ``max_drop`` (points) are gates of the caller's.
+    answers as ``.npz``, for machines without torch. The bound is that of the file's precision: an
+    FP32 file must be within :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest output, an
+    FP16 file within what :func:`~edgecv.measure.compare.fp16_max_rel` derives, an INT8 file above
+    :func:`~edgecv.measure.compare.int8_min_sqnr`; ``min_agreement``, ``min_cosine`` and
+    ``max_drop`` (points) are gates of the caller's.
+
+    ``strict_target``: an INT8 file on a machine that its target does not name falls short.
+    ``layers``: name the first node that diverges, or rank an INT8 file's layers and hold each to
+    :func:`~edgecv.measure.compare.int8_layer_min_sqnr`; the reference has to be an ``.onnx`` or a
+    recipe. ``save``: a folder for the pictures whose answer changed.
     """
     with load(candidate, backend=backend) as model:
         if against is None:
-            if data is not None or record is not None or max_drop is not None:
-                raise InputError("--data, --record and --max-drop need a reference: --against")
-            return _self_test(model, min_agreement, min_cosine)
+            if any(v is not None for v in (data, record, max_drop, save)) or layers:
+                raise InputError(
+                    "--data, --record, --max-drop, --layers and --save need a reference: --against"
+                )
+            return _strict(_self_test(model, min_agreement, min_cosine), strict_target)
         if os.fspath(against) == os.fspath(candidate):
             raise InputError(f"{candidate}: is compared with itself")
-        inputs = _Inputs.seeded() if data is None else _Inputs.folder(Path(data))
-        reference, name = _reference(model.spec, against, weights, inputs, progress)
+        if layers and os.fspath(against).endswith(".npz"):
+            raise InputError(
+                f"{against}: a record holds no intermediate tensors; --layers needs the reference "
+                f"as an .onnx file or a recipe"
+            )
+        inputs = Inputs.seeded() if data is None else Inputs.folder(Path(data))
+        side = reference_for(model.spec, against, weights, inputs, progress)
         if record is not None:
-            _write_record(Path(record), reference, name, inputs)
-        outputs = outputs_of(model, inputs.pictures, progress, "candidate")
+            write_record(Path(record), side.outputs, side.name, inputs)
+        placements: list[Placement] = []
+        outputs = outputs_of(model, inputs.pictures, progress, "candidate", placements)
+        mine = model.decode(outputs, placements)
+        theirs = side.results or model.decode(side.outputs, placements)
+        same = agreements(mine, theirs)
         verdict = _judge(
-            model, outputs, reference, name, inputs.description, min_agreement, min_cosine
+            model,
+            outputs,
+            side.outputs,
+            side.name,
+            inputs.description,
+            float(np.mean(same)),
+            min_agreement,
+            min_cosine,
         )
-        if max_drop is None:
-            return verdict
-        first = model.spec.outputs[0].name
-        drop = _drop(model.spec, inputs, outputs[first], reference[first])
-        check = Check("drop in points", drop, max_drop, drop <= max_drop)
-        return replace(verdict, checks=(*verdict.checks, check))
+        if max_drop is not None:
+            first = model.spec.outputs[0].name
+            drop = _drop(model.spec, inputs, outputs[first], side.outputs[first], same)
+            check = Check("drop in points", drop, max_drop, drop <= max_drop)
+            verdict = replace(verdict, checks=(*verdict.checks, check))
+        if save is not None:
+            indices = changed(same, model.spec.task)
+            verdict = replace(verdict, saved=_save(Path(save), inputs, indices, mine, theirs))
+        if layers:
+            verdict = _with_layers(verdict, model, Path(candidate), against, weights, inputs)
+        return _strict(verdict, strict_target)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The pictures of a comparison and how to recognise them again."""
-
-    pictures: Sequence[Picture]
-    description: str
-    identity: dict[str, Any]
-    root: Path | None = None
-
-    @classmethod
-    def seeded(cls) -> _Inputs:
-        pictures = list(seeded_pictures(SEED, COUNT, HEIGHT, WIDTH))
-        identity = {"kind": "seeded", "seed": SEED, "count": COUNT, "size": [HEIGHT, WIDTH]}
-        return cls(pictures, f"{COUNT} seeded pictures", identity)
-
-    @classmethod
-    def folder(cls, root: Path) -> _Inputs:
-        paths = list_pictures(root)
-        if not paths:
-            raise InputError(f"{root}: there are no pictures in this folder")
-        digests = {path.relative_to(root).as_posix(): sha256_of(path) for path in paths}
-        identity = {"kind": "pictures", "sha256": digests}
-        return cls(paths, f"{len(paths)} pictures of {root}", identity, root)
+def _strict(verdict: Verification, strict_target: bool) -> Verification:
+    """``--strict-target`` makes the note about the target a check that failed."""
+    if not strict_target:
+        return verdict
+    fits = float(verdict.target_note is None)
+    return replace(verdict, checks=(*verdict.checks, Check("target", fits, 1.0, fits == 1.0)))
 
 
 def _self_test(model: Model, min_agreement: float | None, min_cosine: float | None) -> Verification:
@@ -149,14 +204,21 @@ def _self_test(model: Model, min_agreement: float | None, min_cosine: float | No
     if not spec.self_test:
         raise SpecError(f"{spec.name}: the file carries no self-test; name a reference: --against")
     expected = selftest.expected_outputs(spec)
+    outputs = selftest.run(model)
+    first = spec.outputs[0].name
+    agreement = None
+    if spec.task == "classify":
+        agreement = top1_agreement(outputs[first], expected[first])
     return _judge(
         model,
-        selftest.run(model),
+        outputs,
         expected,
         "the file's own self-test",
         f"{spec.self_test['count']} seeded pictures",
+        agreement,
         min_agreement,
         min_cosine,
+        bound=float(spec.self_test.get("max_rel", FP32_MAX_REL)),
     )
 
 
@@ -166,40 +228,70 @@ def _judge(
     reference: Mapping[str, Array],
     name: str,
     inputs: str,
+    agreement: float | None,
     min_agreement: float | None,
     min_cosine: float | None,
+    bound: float | None = None,
 ) -> Verification:
     """Compare two sides' outputs and hold the figures against the gates."""
-    comparison = compare(outputs, reference)
-    first = model.spec.outputs[0].name
-    agreement = top1_agreement(outputs[first], reference[first])
-    checks = _checks(model.spec, comparison, agreement, min_agreement, min_cosine)
-    info = model.info
-    return Verification(
-        name, inputs, comparison, agreement, tuple(checks), info.backend, info.precision
-    )
-
-
-def _checks(
-    spec: ModelSpec,
-    comparison: Comparison,
-    agreement: float,
-    min_agreement: float | None,
-    min_cosine: float | None,
-) -> list[Check]:
-    bound = float(spec.self_test.get("max_rel", FP32_MAX_REL))
-    checks = [Check("max_rel", comparison.max_rel, bound, comparison.max_rel <= bound)]
+    each = compare_each(outputs, reference)
+    comparison = worst(list(each.values()))
+    checks = [_own_check(model, comparison, bound)]
     if min_agreement is not None:
+        if agreement is None:
+            raise InputError("--min-agreement needs answers to compare: name a reference")
         checks.append(Check("agreement", agreement, min_agreement, agreement >= min_agreement))
     if min_cosine is not None:
         passed = comparison.cosine >= min_cosine
         checks.append(Check("cosine", comparison.cosine, min_cosine, passed))
-    return checks
+    info = model.info
+    return Verification(
+        name,
+        inputs,
+        comparison,
+        each,
+        agreement,
+        tuple(checks),
+        info.backend,
+        info.precision,
+        targets.mismatch(model.spec, info.backend),
+    )
 
 
-def _drop(spec: ModelSpec, inputs: _Inputs, candidate: Array, reference: Array) -> float:
+def _own_check(model: Model, comparison: Comparison, bound: float | None) -> Check:
+    """The bound that follows from the file's precision, or from its self-test."""
+    precision = model.spec.precision
+    if bound is None and precision == "int8":
+        least, found = int8_min_sqnr(_layer_count(model)), comparison.sqnr_db
+        value = 200.0 if found is None else found  # None: no difference at all
+        return Check("sqnr_db", value, least, value >= least)
+    if bound is None:
+        bound = FP32_MAX_REL if precision == "fp32" else _fp16_bound(model)
+    return Check("max_rel", comparison.max_rel, bound, comparison.max_rel <= bound)
+
+
+def _fp16_bound(model: Model) -> float:
+    batch = selftest.inputs(model.spec.preparation, SEED, 1, model.spec.inputs[0].dtype)
+    condition = 1.0 if batch.dtype.kind != "f" else condition_of(model.infer, batch)
+    return fp16_max_rel(condition, _layer_count(model))
+
+
+def _layer_count(model: Model) -> int:
+    """Layers with weights: each rounds, or quantizes, once."""
+    nodes = read_graph(model.runtime.path).nodes
+    kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul")
+    return max(1, sum(node.op in kinds for node in nodes))
+
+
+def _drop(
+    spec: ModelSpec,
+    inputs: Inputs,
+    candidate: Array,
+    reference: Array,
+    same: Sequence[float],
+) -> float:
     """Points of top-1 lost where the pictures are labelled; points of disagreement otherwise."""
-    if inputs.root is not None:
+    if inputs.root is not None and spec.task == "classify":
         try:
             truth = read_folder(inputs.root, spec).classes
         except InputError:  # not a folder per class: there are no labels to score by
@@ -207,100 +299,76 @@ def _drop(spec: ModelSpec, inputs: _Inputs, candidate: Array, reference: Array) 
         else:
             before, after = (topk_hits(s, truth, 1).mean() for s in (reference, candidate))
             return float(before - after) * 100
-    return (1 - top1_agreement(candidate, reference)) * 100
+    return (1 - float(np.mean(same))) * 100
 
 
-def _reference(
-    spec: ModelSpec,
+def _save(
+    folder: Path,
+    inputs: Inputs,
+    indices: Sequence[int],
+    mine: Sequence[Result],
+    theirs: Sequence[Result],
+) -> tuple[str, ...]:
+    """The pictures whose answer changed, as PNG, and both answers in ``answers.json``."""
+    saved, answers = [], {}
+    for index in indices:
+        picture = inputs.pictures[index]
+        stem = picture.stem if isinstance(picture, Path) else "seeded"
+        path = folder / f"{index:05d}-{stem}.png"
+        with atomic_write(path) as file:
+            open_picture(picture).save(file, "PNG")
+        saved.append(str(path))
+        answers[path.name] = {
+            "source": str(picture) if isinstance(picture, Path) else inputs.description,
+            "candidate": mine[index].to_dict(),
+            "reference": theirs[index].to_dict(),
+        }
+    write_json(folder / "answers.json", answers)
+    return tuple(saved)
+
+
+def _with_layers(
+    verdict: Verification,
+    model: Model,
+    candidate: Path,
     against: str | os.PathLike[str],
     weights: str | os.PathLike[str] | None,
-    inputs: _Inputs,
-    progress: Progress,
-) -> tuple[dict[str, Array], str]:
-    """The reference's outputs on ``inputs``, and its name for people."""
-    name = os.fspath(against)
-    if name.endswith(".npz"):
-        return _read_record(Path(name), inputs), name
-    if name.endswith(".onnx"):
-        with load(name, backend="onnxruntime") as parent:
-            return outputs_of(parent, inputs.pictures, progress, "reference"), name
-    return _torch_reference(spec, name, weights, inputs, progress), f"{name} in PyTorch"
-
-
-def _torch_reference(
-    spec: ModelSpec,
-    name: str,
-    weights: str | os.PathLike[str] | None,
-    inputs: _Inputs,
-    progress: Progress,
-) -> dict[str, Array]:
-    # here and not above: comparing with a file or a record needs no torch
-    from edgecv.export.recipe import InputOverrides, load_recipe, recipe_for
-    from edgecv.export.weights import ResolvedWeights, find_by_sha256, load_model, resolve
-    from edgecv.workflows.export import torch_outputs
-
-    flags: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in spec.provenance.get("input_flags", {}).items()
-    }
-    recipe = recipe_for(name, InputOverrides(**flags, labels=spec.labels))
-    bundled = recipe.weights.get("bundled")
-    if bundled is not None and bundled.recipe and bundled.recipe == spec.provenance.get("recipe"):
-        recipe = load_recipe(bundled.recipe)
-    recorded = spec.provenance.get("weights", {})
-    digest, origin = recorded.get("sha256"), recorded.get("origin")
-    if weights is not None:
-        resolved = resolve(recipe, os.fspath(weights), progress)
-    elif origin in ("random", "program"):
-        resolved = resolve(recipe, "random" if origin == "random" else "auto", progress)
-    else:
-        path = find_by_sha256(recipe, digest or "", Path(recorded.get("file") or ""))
-        if path is None:
-            raise WeightsError(
-                f"{name}: the weights that this file was made from (sha256 {digest}, "
-                f"{recorded.get('file')}) are not here; name them with --weights FILE"
-            )
-        resolved = ResolvedWeights(recipe, "file", path, digest)
-    model = load_model(resolved)
-    names = [tensor.name for tensor in spec.outputs]
-    return collect(
-        lambda batch: torch_outputs(model, batch, names),
-        inputs.pictures,
-        resolved.recipe.preparation,
-        progress,
-        "reference",
-    )
-
-
-def _write_record(path: Path, outputs: dict[str, Array], reference: str, inputs: _Inputs) -> None:
-    meta = {"format": "edgecv.record", "version": 1, "reference": reference}
-    text = json.dumps({**meta, "inputs": inputs.identity}, sort_keys=True)
-    arrays = {f"output/{name}": values for name, values in outputs.items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, meta=np.array(text), **arrays)  # type: ignore[arg-type]
-    with atomic_write(path) as file:
-        file.write(buffer.getvalue())
-
-
-def _read_record(path: Path, inputs: _Inputs) -> dict[str, Array]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            meta = json.loads(str(archive["meta"]))
-            outputs = {
-                key.partition("/")[2]: archive[key]
-                for key in archive.files
-                if key.startswith("output/")
-            }
-            recorded = meta["inputs"]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such record") from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(
-            f"{path}: not a record that `edgecv verify --record` wrote, or a damaged one ({error})"
-        ) from error
-    if recorded != inputs.identity:
-        raise InputError(
-            f"{path}: was recorded on other pictures ({recorded.get('kind')}) than these "
-            f"({inputs.description}); give the same folder with --data, or record it again"
+    inputs: Inputs,
+) -> Verification:
+    """Add what ``--layers`` finds, on the first picture."""
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        parent = Path(against)
+        if not os.fspath(against).endswith(".onnx"):
+            parent = Path(folder) / "reference.onnx"
+            export_reference(model.spec, os.fspath(against), weights, parent)
+        spec, other = model.spec, read_spec(parent)
+        mine, theirs = (_first_batch(one, inputs) for one in (spec, other))
+        if spec.precision == "int8":
+            ranked = rank_layers(candidate, parent, theirs, _equalization(spec))
+            least = int8_layer_min_sqnr()
+            lowest = min((one.sqnr_db for one in ranked if one.sqnr_db is not None), default=200.0)
+            check = Check("worst layer, sqnr_db", lowest, least, lowest >= least)
+            return replace(verdict, layers=tuple(ranked), checks=(*verdict.checks, check))
+        bound = FP32_MAX_REL if spec.precision == "fp32" else _fp16_bound(model)
+        divergence = first_divergence(
+            candidate,
+            parent,
+            {spec.inputs[0].name: mine},
+            {other.inputs[0].name: theirs},
+            model.info.backend,
+            bound,
         )
-    return outputs
+        return replace(verdict, divergence=divergence)
+
+
+def _first_batch(spec: ModelSpec, inputs: Inputs) -> Array:
+    (tensor,) = spec.inputs
+    count = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
+    pictures = [inputs.pictures[i % len(inputs.pictures)] for i in range(count)]
+    return stack([prepare(one, spec.preparation, dtype=tensor.dtype) for one in pictures])
+
+
+def _equalization(spec: ModelSpec) -> dict[str, list[float]]:
+    """The factors per channel that the quantizer kept, ``{tensor: [C]}``; none is an empty one."""
+    found = spec.quantization.get("equalization", {})
+    return dict(found) if isinstance(found, Mapping) else {}

@@ -1,0 +1,316 @@
+"""Which layer is it? Intermediate tensors of two graphs compared, and INT8 layers ranked.
+
+The file is cut and given more outputs as bytes (:mod:`edgecv.measure.onnxgraph`), so that this
+works on a device, without the onnx package. Tensors are matched by name: exporting the same net
+twice gives the same names, and quantizing keeps those of the float tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecv.errors import CheckFailed, InputError, RuntimeFailure
+from edgecv.measure.compare import FP32_MAX_REL, compare
+from edgecv.measure.onnxgraph import OnnxGraph, read_graph
+from edgecv.runtimes import open_backend
+from edgecv.runtimes.base import Array
+
+INTERMEDIATES = ("onnxruntime", "openvino")  # give any tensor as an output; others are bisected
+DEQUANTIZED = "DequantizeLinear"
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first tensor, in the graph's order, that is further off than ``bound``.
+
+    ``node`` is its node (or ``input``: the preparation differs), ``op`` the kind; ``max_rel`` as in
+    :class:`~edgecv.measure.compare.Comparison`; ``graph``: ``exported``, or ``optimized`` where the
+    file is right and the runtime's optimizer is not.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    max_rel: float
+    bound: float
+    graph: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantizing one layer costs.
+
+    ``contribution``: noise over signal at the model's output when this layer alone is quantized
+    and everything else is the float parent; ``sqnr_db`` of its own output, from exact inputs.
+    """
+
+    node: str
+    op: str
+    contribution: float
+    sqnr_db: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def first_divergence(
+    candidate: Path,
+    reference: Path,
+    feeds: Mapping[str, Array],
+    reference_feeds: Mapping[str, Array],
+    backend: str,
+    bound: float = FP32_MAX_REL,
+) -> Divergence | None:
+    """Compare the tensors that both files make, on one batch; None where all agree.
+
+    Each side gets its own input (prepared by its own contract). The reference runs in
+    onnxruntime, unoptimized; the candidate on ``backend``, unoptimized where the runtime lets one
+    choose, and then as optimized.
+    """
+    graph, parent = read_graph(candidate), read_graph(reference)
+    mine, theirs = next(iter(feeds.values())), next(iter(reference_feeds.values()))
+    error = _distance(mine, theirs) if mine.shape == theirs.shape else math.inf
+    if error > bound:
+        return Divergence("input", "preparation", next(iter(feeds)), error, bound, "exported")
+    common = _common(graph, parent)
+    expected = _run_ort(parent.serialize(common), reference_feeds, common, optimize=False)
+    if backend not in INTERMEDIATES:
+        return _bisect(graph, common, expected, feeds, backend, bound)
+    if backend == "openvino":
+        found = _run_openvino(graph.serialize(common), feeds, common)
+        return _first(graph, common, found, expected, bound, "exported")
+    found = _run_ort(graph.serialize(common), feeds, common, optimize=False)
+    return _first(graph, common, found, expected, bound, "exported") or _optimized(
+        candidate, graph, feeds, found, expected, bound
+    )
+
+
+def _optimized(
+    candidate: Path,
+    graph: OnnxGraph,
+    feeds: Mapping[str, Array],
+    exported: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    bound: float,
+) -> Divergence | None:
+    """The tensors that are left in onnxruntime's optimized graph (its fusions, in the usual
+    layout) against the reference's."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        settings.optimized_model_filepath = str(path)
+        ort.InferenceSession(str(candidate), settings, providers=["CPUExecutionProvider"])
+        optimized = read_graph(path)
+    names = [name for name in optimized.tensors() if name in expected]
+    found = _run_ort(optimized.serialize(names), feeds, names, optimize=False)
+    return _first(optimized, names, found, expected, bound, "optimized")
+
+
+def _first(
+    graph: OnnxGraph,
+    names: Sequence[str],
+    found: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    bound: float,
+    which: str,
+) -> Divergence | None:
+    for name in names:
+        error = _distance(found[name], expected[name])
+        if error > bound:
+            node = graph.producers[name]
+            return Divergence(node.label, node.op, name, error, bound, which)
+    return None
+
+
+def _bisect(
+    graph: OnnxGraph,
+    names: Sequence[str],
+    expected: Mapping[str, Array],
+    feeds: Mapping[str, Array],
+    backend: str,
+    bound: float,
+) -> Divergence | None:
+    """For a runtime that shows only outputs: cut the graph at a tensor, run, halve.
+
+    Takes an error to stay from where it arises, which holds for errors that matter: the model's
+    output is looked at first.
+    """
+    errors: dict[int, float] = {}
+
+    def off(index: int) -> bool:
+        name = names[index]
+        with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+            path = Path(folder) / "cut.onnx"
+            path.write_bytes(graph.serialize([name], keep_outputs=False))
+            with open_backend(backend, path) as runtime:
+                errors[index] = _distance(runtime.run(feeds)[name], expected[name])
+        return errors[index] > bound
+
+    low, high = 0, len(names) - 1
+    if not names or not off(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if off(middle):
+            high = middle
+        else:
+            low = middle + 1
+    if low not in errors:
+        off(low)
+    node = graph.producers[names[low]]
+    return Divergence(node.label, node.op, names[low], errors[low], bound, "exported")
+
+
+def rank_layers(
+    candidate: Path,
+    parent: Path,
+    feed: Array,
+    scales: Mapping[str, Sequence[float]] | None = None,
+) -> list[LayerError]:
+    """The layers of an INT8 file by what quantizing each costs, the costliest first.
+
+    Every stretch between two tensors that both files have is run with the parent's exact values
+    as its input, which gives its own error; then the parent is run with that stretch's output put
+    in, which gives what of it arrives at the output. ``scales`` are the factors per channel by
+    which equalization changed a tensor (``{tensor: [C]}``): they are undone first.
+    """
+    graph, whole = read_graph(candidate), read_graph(parent)
+    scales = scales or {}
+    common = _common(graph, whole)
+    (name,) = whole.inputs.keys() - whole.initializers.keys()
+    outputs = list(whole.outputs)
+    exact = _run_ort(whole.serialize(common), {name: feed}, [*common, *outputs], optimize=False)
+    values = {name: feed, **exact}
+    ranked = []
+    for tensor in common:
+        layer = whole.needed([tensor], [one for one in common if one != tensor])
+        node = next((one for one in layer if one.op in WEIGHTED), layer[-1])
+        end = _dequantized(graph, tensor)
+        given = {one: str(values[one].dtype) for one in common if one != tensor}
+        stretch = graph.needed([end], given)
+        if not any(step.op in (DEQUANTIZED, "QLinearConv", "QLinearMatMul") for step in stretch):
+            continue
+        reads = {one for step in stretch for one in step.reads}
+        feeds = {one: _scaled(values[one], scales.get(one)) for one in given if one in reads}
+        feeds |= {name: feed} if name in reads else {}
+        data = graph.serialize([end], given, keep_outputs=False)
+        got = _run_ort(data, feeds, [end], optimize=True)[end]
+        got = _scaled(got, scales.get(tensor), undo=True)
+        own = compare({tensor: got}, {tensor: exact[tensor]})
+        if tensor in outputs:
+            reached = {tensor: got}
+        else:
+            cut = whole.serialize(outputs, {tensor: str(got.dtype)}, keep_outputs=False)
+            needs = {one for step in whole.needed(outputs, [tensor]) for one in step.reads}
+            inputs = {tensor: got} | ({name: feed} if name in needs else {})
+            reached = _run_ort(cut, inputs, outputs, optimize=True)
+        noise = sum(
+            float(np.square(reached[o] - exact[o], dtype=np.float64).sum()) for o in reached
+        )
+        signal = sum(float(np.square(exact[o], dtype=np.float64).sum()) for o in reached)
+        ranked.append(LayerError(node.label, node.op, noise / (signal or 1.0), own.sqnr_db))
+    if not ranked:
+        raise InputError(
+            f"{candidate}: shares no quantized layer with {parent} by name; give the float file "
+            f"that it was quantized from"
+        )
+    return sorted(ranked, key=lambda layer: -layer.contribution)
+
+
+def _energy(values: Array) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def _scaled(values: Array, factors: Sequence[float] | None, undo: bool = False) -> Array:
+    if factors is None:
+        return values
+    shape = (1, -1) + (1,) * (values.ndim - 2)
+    column = np.asarray(factors, values.dtype).reshape(shape)
+    scaled: Array = values / column if undo else values * column
+    return scaled
+
+
+def _dequantized(graph: OnnxGraph, tensor: str) -> str:
+    """What the consumers of ``tensor`` see: it, or its value after Q and DQ."""
+    for node in graph.nodes:
+        if node.op == "QuantizeLinear" and node.inputs[0] == tensor:
+            for other in graph.nodes:
+                if other.op == DEQUANTIZED and other.inputs[0] == node.outputs[0]:
+                    return other.outputs[0]
+    return tensor
+
+
+def _common(graph: OnnxGraph, other: OnnxGraph) -> list[str]:
+    """Tensors that both graphs make, in the first one's order."""
+    found = [name for name in graph.tensors() if name in other.producers]
+    if not found:
+        raise CheckFailed(
+            "the two graphs share no tensor by name, so no layer can be compared; export both "
+            "with the same version of EdgeCV"
+        )
+    return found
+
+
+def _distance(a: Array, b: Array) -> float:
+    """Largest difference over the largest value; integers and shapes have to be equal."""
+    if a.shape != b.shape:
+        return math.inf
+    if a.dtype.kind != "f" or b.dtype.kind != "f":
+        return 0.0 if np.array_equal(a, b) else math.inf
+    if a.size == 0:
+        return 0.0
+    try:
+        return compare({"t": a.reshape(1, -1)}, {"t": b.reshape(1, -1)}).max_rel
+    except CheckFailed:  # NaN or infinite on one side; on both at the same places it is agreement
+        return 0.0 if np.array_equal(a, b, equal_nan=True) else math.inf
+
+
+def _run_ort(
+    data: bytes, feeds: Mapping[str, Array], names: Sequence[str], *, optimize: bool
+) -> dict[str, Array]:
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if not optimize:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+        taken = {one.name for one in session.get_inputs()}
+        fed = {name: values for name, values in feeds.items() if name in taken}
+        return dict(zip(names, session.run(list(names), fed), strict=True))
+    except Exception as error:  # pybind raises classes that share no base but Exception
+        text = " ".join(str(error).split())[:500]
+        raise RuntimeFailure(f"onnxruntime refuses a piece of the graph: {text}") from error
+
+
+def _run_openvino(
+    data: bytes, feeds: Mapping[str, Array], names: Sequence[str]
+) -> dict[str, Array]:
+    import openvino
+
+    try:
+        core = openvino.Core()
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = core.compile_model(core.read_model(data, b""), "CPU", options)
+        values = compiled(list(feeds.values()))
+    except Exception as error:  # RuntimeError and classes of pybind
+        text = " ".join(str(error).split())[:500]
+        raise RuntimeFailure(f"openvino refuses the graph with more outputs: {text}") from error
+    found = {alias: values[port] for port in compiled.outputs for alias in port.get_names()}
+    return {name: found[name] for name in names}

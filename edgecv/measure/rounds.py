@@ -1,0 +1,284 @@
+"""Several models on several backends, measured in turns, each in a process that stays alive.
+
+One round gives every pair one slice of time, in an order that is drawn anew; so a clock that sinks
+or a neighbour that wakes hits all of them, and their ratio within a round stays true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+
+from edgecv.errors import CheckFailed
+from edgecv.measure.child import STAGES
+from edgecv.measure.scenarios import SERVER_SEED, RateSearch
+from edgecv.measure.telemetry import Machine, Watch
+from edgecv.measure.timing import MIN_RUNS, WARMUP_SECONDS
+from edgecv.progress import Progress, silent
+
+CHILD = (sys.executable, "-m", "edgecv.measure.child")
+STARTUP_SECONDS = 600.0  # a child that has not opened its model by then hangs
+CLOSE_SECONDS = 10.0
+ROUNDS = 20
+MIN_ROUNDS = 5  # as many as a confidence interval needs
+SERVER_STEPS = 6  # of the bisection: the rate is known to 1 in 64
+ORDER_SEED = 5
+# Seconds of a slice, as shares of the inference slice
+SHARES = {"inference": 1.0, "end_to_end": 0.25, "preprocess": 0.125, "postprocess": 0.125}
+
+
+class ChildFailed(Exception):
+    """A child's error, or its death; ``exit_code`` is the command line's."""
+
+    def __init__(self, message: str, exit_code: int = CheckFailed.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Child:
+    """The other end of :mod:`edgecv.measure.child`."""
+
+    def __init__(self, command: Sequence[str] = CHILD) -> None:
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as we
+        # a session of its own: Ctrl-C ends the rounds, and the child then says what it used
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._sent = 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._sent += 1
+        with contextlib.suppress(BrokenPipeError):  # receive() says what happened
+            self._process.stdin.write(json.dumps({**request, "id": self._sent}) + "\n")
+            self._process.stdin.flush()
+
+    def receive(self, timeout: float) -> dict[str, Any]:
+        """The answer to what was sent last; those to earlier requests (Ctrl-C came between) go."""
+        answer: dict[str, Any] = {}
+        while answer.get("id") != self._sent:
+            try:
+                line = self._lines.get(timeout=timeout)
+            except queue.Empty:
+                raise ChildFailed(
+                    f"the measuring process gave no answer for {timeout:.0f} s"
+                ) from None
+            if not line:
+                code = self._process.wait()
+                raise ChildFailed(
+                    f"the measuring process died ({_ending(code)}): {self._last_words()}"
+                )
+            answer = json.loads(line)
+        del answer["id"]
+        if (error := answer.get("error")) is not None:
+            raise ChildFailed(error["message"], error["exit_code"])
+        return answer
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace")
+        return " | ".join(text.strip().splitlines()[-3:])[-1500:] or "it said nothing"
+
+    def kill(self) -> None:
+        """End the process if it is still there, and give everything back."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit {code}"
+
+
+@dataclass
+class Pair:
+    """One model on one backend, and everything that was measured of it."""
+
+    path: str
+    backend: str
+    request: dict[str, Any]
+    child: Child | None = None
+    description: dict[str, Any] = field(default_factory=dict)
+    steady_s: float = 0.0
+    times: dict[str, list[array[int]]] = field(default_factory=lambda: {s: [] for s in STAGES})
+    watch: Watch | None = None
+    search: RateSearch | None = None
+    resources: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
+    failure: ChildFailed | None = None
+    measured: bool = False  # all rounds are done: what fails from here on costs no record
+
+    @property
+    def alive(self) -> bool:
+        return self.child is not None and self.failure is None
+
+    @property
+    def medians(self) -> list[float]:
+        """The median of each round's inference slice, in nanoseconds."""
+        return [float(np.median(np.asarray(slice_))) for slice_ in self.times["inference"]]
+
+    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        """Ask the child; a failure is kept, ends the child, and gives None."""
+        assert self.child is not None
+        try:
+            self.child.send(request)
+            return self.child.receive(timeout)
+        except ChildFailed as error:
+            self.fail(error)
+            return None
+
+    def fail(self, error: ChildFailed) -> None:
+        self.failure = error
+        if self.child is not None:
+            self.child.kill()
+
+
+@dataclass
+class Rounds:
+    """Measure ``pairs`` in turns; ``partial`` says that Ctrl-C ended it early."""
+
+    pairs: list[Pair]
+    duration: float
+    rounds: int | None = None
+    latency_bound_ms: float | None = None  # set: the server scenario
+    profile_runs: int = 0
+    command: Sequence[str] = CHILD
+    progress: Progress = silent
+    machine: Machine = field(default_factory=Machine)
+    partial: bool = False
+
+    def run(self) -> None:
+        """Open all, measure in rounds, close all. Failures stay with their pair."""
+        try:
+            self._open_all()
+            steps = self._steps()
+            rng = np.random.default_rng(ORDER_SEED)
+            for step in range(steps):
+                self.progress("rounds", step, steps)
+                for index in rng.permutation(len(self.pairs)):
+                    pair = self.pairs[int(index)]
+                    if pair.alive:
+                        self._measure(pair, step, steps)
+            self.progress("rounds", steps, steps)
+            self._ask_usage()
+            self._profile_all()
+        except KeyboardInterrupt:
+            self.partial = True
+        finally:
+            self._close_all()
+
+    def _open_all(self) -> None:
+        for index, pair in enumerate(self.pairs):
+            self.progress("loading", index, len(self.pairs))
+            pair.child = Child(self.command)
+            request = {"do": "open", "warmup": min(WARMUP_SECONDS, self.duration), **pair.request}
+            reply = pair.ask(request, STARTUP_SECONDS)
+            if reply is None:
+                continue
+            pair.description, pair.steady_s = reply["description"], reply["steady_s"]
+            pair.watch = Watch(self.machine)
+        self.progress("loading", len(self.pairs), len(self.pairs))
+
+    def _steps(self) -> int:
+        """How many rounds: as asked, or as many as fit when a slice holds 4 runs of the slowest."""
+        if self.latency_bound_ms is not None:
+            for pair in self.pairs:
+                if pair.alive:
+                    capacity = pair.description["pictures_per_query"] / pair.steady_s
+                    step = self.duration / SERVER_STEPS
+                    pair.search = RateSearch(capacity, self.latency_bound_ms, step)
+            return SERVER_STEPS
+        if self.rounds is not None:
+            return self.rounds
+        slowest = max((pair.steady_s for pair in self.pairs if pair.alive), default=1.0)
+        return max(MIN_ROUNDS, min(ROUNDS, int(self.duration / (4 * slowest))))
+
+    def _measure(self, pair: Pair, step: int, steps: int) -> None:
+        if pair.search is not None:
+            request = {"do": "serve", "rate": pair.search.rate, "seed": SERVER_SEED + step}
+            reply = self._slice(pair, request, pair.search.step_seconds)
+            if reply is not None:
+                pair.search.seen(array("q", reply["times"]))
+        for stage, share in SHARES.items():
+            if pair.search is not None and stage == "inference":
+                continue
+            least = -(-MIN_RUNS // steps) if stage == "inference" else 1
+            request = {"do": "time", "stage": stage, "least": least}
+            reply = self._slice(pair, request, self.duration / steps * share)
+            if reply is None:
+                return
+            pair.times[stage].append(array("q", reply["times"]))
+
+    def _slice(self, pair: Pair, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """One slice under watch: sensors are read in its middle, counters around it."""
+        assert pair.child is not None
+        assert pair.watch is not None
+        before, start = self.machine.counters(), time.perf_counter()
+        pair.child.send({**request, "seconds": seconds})
+        time.sleep(seconds / 2)
+        sample = self.machine.sample()
+        try:
+            reply = pair.child.receive(60 + 10 * (seconds + pair.steady_s * MIN_RUNS))
+        except ChildFailed as error:
+            pair.fail(error)
+            return None
+        elapsed = time.perf_counter() - start
+        if request.get("stage", "inference") == "inference":
+            after = self.machine.counters()
+            pair.watch.add(before, after, sample, elapsed, reply["cpu_ns"] / 1e9)
+        return reply
+
+    def _profile_all(self) -> None:
+        """Layer by layer, after the timing: a profiler slows what it looks at."""
+        for pair in self.pairs:
+            if self.profile_runs and pair.alive:
+                timeout = STARTUP_SECONDS + 20 * self.profile_runs * pair.steady_s
+                reply = pair.ask({"do": "profile", "runs": self.profile_runs}, timeout)
+                pair.profile = reply or {}
+
+    def _ask_usage(self) -> None:
+        for pair in self.pairs:
+            if pair.alive and pair.description and not pair.resources:
+                pair.resources = pair.ask({"do": "usage"}, CLOSE_SECONDS) or {}
+                pair.measured = True
+
+    def _close_all(self) -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # a second one: close without asking
+            if self.partial:
+                self._ask_usage()
+        for pair in self.pairs:
+            if pair.child is None:
+                continue
+            if pair.alive and pair.description:
+                pair.ask({"do": "close"}, CLOSE_SECONDS)
+            pair.child.kill()

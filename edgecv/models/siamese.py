@@ -1,0 +1,88 @@
+"""A Siamese pair: one embedding net for both pictures, and a learned measure of likeness.
+
+Koch et al., "Siamese Neural Networks for One-shot Image Recognition", ICML Deep Learning Workshop
+2015: ``sigmoid(sum_k w_k |f_k(x) - f_k(y)| + b)``; the chi-square form
+``(f_k(x) - f_k(y))^2 / (f_k(x) + f_k(y))`` is that of Taigman et al., "DeepFace", CVPR 2014.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgecv.errors import RecipeError
+from edgecv.models.layers import AdaptivePool, Classifier
+from edgecv.models.mobilefacenet import MobileFaceNet
+
+MEASURES = ("l1", "chi-square")
+EPSILON = 1e-6  # of the chi-square form's denominator: two features of 0 are alike
+
+
+class LikenessHead(nn.Module):
+    """The probability that two embeddings ``[N, D]`` show the same: ``[N, 1]``."""
+
+    def __init__(self, dimensions: int, measure: str) -> None:
+        super().__init__()
+        if measure not in MEASURES:
+            raise RecipeError(
+                f"siamese: measure must be one of {', '.join(MEASURES)}, got {measure!r}"
+            )
+        self.measure = measure
+        self.weigh = nn.Linear(dimensions, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        difference = x - y
+        if self.measure == "l1":
+            distance = difference.abs()
+        else:  # of non-negative features, as behind a ReLU; a sigmoid makes any features so
+            distance = difference.square() / (x + y + EPSILON)
+        likeness: Tensor = self.weigh(distance).sigmoid()
+        return likeness
+
+
+class Siamese(nn.Module):
+    """See :func:`siamese`."""
+
+    def __init__(self, trunk: nn.Module, dimensions: int, measure: str) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = LikenessHead(dimensions, measure)
+        self.sizes = getattr(trunk, "sizes", Classifier.sizes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pictures ``[N, 3, H, W]`` to embeddings ``[N, D]``; chi-square ones are in 0 to 1."""
+        out: Tensor
+        if isinstance(self.trunk, Classifier):
+            out = torch.flatten(AdaptivePool(1)(self.trunk.maps(x)), 1)
+        else:
+            out = self.trunk(x)
+        return out.sigmoid() if self.head.measure == "chi-square" else out
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Likeness ``[N, 1]`` of the pictures x and y pair by pair; without y, x's embeddings."""
+        embedding = self.embed(x)
+        if y is None:
+            return embedding
+        likeness: Tensor = self.head(embedding, self.embed(y))
+        return likeness
+
+
+def siamese(
+    *, trunk: str = "mobilefacenet", measure: str = "l1", image_size: int | None = None
+) -> Siamese:
+    """A Siamese pair (Koch 2015) on any net of the zoo that gives an embedding.
+
+    ``trunk`` is ``mobilefacenet`` or a classifier, whose pooled last map is then the embedding.
+    ``measure`` is ``l1`` or ``chi-square``. ``image_size`` is for trunks that are built for one.
+    """
+    from edgecv import models
+
+    options = {} if image_size is None else {"image_size": image_size}
+    net = models.create(trunk, **options)
+    if isinstance(net, MobileFaceNet):
+        return Siamese(net, net.conv3.out_channels, measure)
+    if not isinstance(net, Classifier):
+        raise RecipeError(f"siamese: the trunk {trunk!r} gives no embedding; choose a classifier")
+    dimensions = net.channels
+    net.drop_dense()
+    return Siamese(net, dimensions, measure)

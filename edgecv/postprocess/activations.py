@@ -1,0 +1,19 @@
+"""Sigmoid and softmax that overflow nowhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgecv.postprocess.options import Array
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + exp(-x))``; far below 0 it is 0, with no warning."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """``exp(x)`` over its sum along ``axis``, after subtracting the maximum."""
+    exponentials = np.exp(x - x.max(axis=axis, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=axis, keepdims=True))
