@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecv.errors import QuantizeError
+from edgecv.quantize.given import given_ranges
 from edgecv.quantize.ranges import (
     Affine,
     Array,
@@ -47,8 +48,10 @@ def place(
             placer.weights(unit, (rounded or {}).get(unit.name))
         else:
             placer.constants(unit)
+    given = given_ranges(model)
     for name in chosen.values:
-        placer.value(name)
+        if name not in given:  # else its integers came in from outside
+            placer.value(name)
     model.graph.sort()
     return model
 
