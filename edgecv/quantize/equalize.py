@@ -171,7 +171,8 @@ def _factors(
             # a bounded channel may rise to the bound; one that reaches it may not move at all
             largest = np.float32(bound[1])
             room = np.maximum(largest / np.maximum(peaks * MARGIN, 1e-6), 1.0)
-            ceiling = np.minimum(ceiling, np.where(peaks >= largest * 0.999, 1.0, room))
+            stuck = (peaks >= largest * 0.999) | (peaks < largest / LIMIT)
+            ceiling = np.minimum(ceiling, np.where(stuck, 1.0, room))
             spans.append(peaks / largest)
         elif peaks.max() > 0:
             spans.append(peaks / peaks.max())

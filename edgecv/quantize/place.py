@@ -22,7 +22,7 @@ from edgecv.quantize.ranges import (
     quantize_weight,
     weight_scales,
 )
-from edgecv.quantize.structure import Unit, constant, origin, plan, weight_axis
+from edgecv.quantize.structure import Unit, constant, dequantized, origin, plan, weight_axis
 from edgecv.quantize.targets import PASS_THROUGH, Policy
 
 BIAS_LIMIT = 2**30  # of an int32 bias: half the range, the sum of products needs the rest
@@ -70,6 +70,10 @@ class _Placer:
     def affine(self, value: ir.Value) -> Affine:
         """The map of a value of the unquantized graph."""
         source = self.sources[value.name]
+        if (node := dequantized(value)) is not None:  # the pixels themselves
+            scale, zero = (ir.convenience.get_const_tensor(v) for v in node.inputs[1:3])
+            assert scale is not None and zero is not None  # noqa: PT018  # pixels_in wrote them
+            return Affine(np.float32(scale.numpy()), int(zero.numpy()), str(zero.numpy().dtype))
         if source not in self.ranges:
             raise QuantizeError(f"value {source!r} has no calibrated range")
         return affine(self.ranges[source], self.policy)

@@ -58,7 +58,7 @@ def is_activation(value: ir.Value | None) -> bool:
     """Whether ``value`` is a float tensor that depends on the input."""
     if value is None or value.is_initializer():
         return False
-    return value.dtype in (None, ir.DataType.FLOAT)
+    return value.dtype in (None, ir.DataType.FLOAT) or dequantized(value) is not None
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
@@ -77,6 +77,12 @@ def origin(value: ir.Value) -> ir.Value:
         assert source is not None  # an operator that moves values has something to move
         value, producer = source, source.producer()
     return value
+
+
+def dequantized(value: ir.Value) -> ir.Node | None:
+    """The DequantizeLinear that ``value`` comes out of: it is integers already (pixels in)."""
+    producer = origin(value).producer()
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
 def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
@@ -147,7 +153,7 @@ def plan(model: ir.Model, policy: Policy, keep_float: Collection[str] = ()) -> P
         unit = Unit(node, _fused(node, policy, kept))
         units.append(unit)
         for value in inputs:
-            if not _stays_inside(value, node, policy, integers):
+            if dequantized(value) is None and not _stays_inside(value, node, policy, integers):
                 values[value.name or ""] = None
         output = unit.output
         integers.update(node.outputs if unit.activation is None else [output])

@@ -1,0 +1,98 @@
+"""The passes in their order: from a float graph and pictures to a graph of integers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgecv.errors import QuantizeError
+from edgecv.graph.pixels import PixelsIn, pixels_in
+from edgecv.progress import Progress, silent
+from edgecv.quantize.calibrate import choose, extremes, histograms
+from edgecv.quantize.grid import align_input
+from edgecv.quantize.place import place
+from edgecv.quantize.ranges import Range
+from edgecv.quantize.run import Batches
+from edgecv.quantize.structure import Plan, origin, plan
+from edgecv.quantize.targets import Policy
+from edgecv.spec import Preparation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float graph made ready: ``model`` takes what ``preparation`` and ``dtype`` say, ``fixed``
+    are the ranges that follow from the pixels and need no calibration."""
+
+    model: ir.Model
+    preparation: Preparation
+    dtype: str
+    fixed: Mapping[str, Range]
+    pixels: PixelsIn | None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """``model`` in integers, and what was decided on the way: a range per quantized value."""
+
+    model: ir.Model
+    plan: Plan
+    ranges: Mapping[str, Range]
+
+
+def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: bool) -> Prepared:
+    """Lay the input on the grid of its pixels, or let the graph take the pixels themselves.
+
+    ``model`` is changed. Raises :class:`~edgecv.errors.QuantizeError` where there is nothing to
+    quantize.
+    """
+    fixed: Mapping[str, Range] = {}
+    taken = None
+    if pixels:
+        taken = pixels_in(model, preparation, integer=not policy.symmetric)
+    elif not policy.symmetric:
+        fixed = align_input(model, preparation)
+    if not any(unit.is_mac for unit in plan(model, policy).units):
+        raise QuantizeError(
+            f"there is nothing to quantize for {policy.name}: no convolution or matrix product "
+            f"with constant float weights"
+        )
+    prepared = taken.preparation if taken else preparation
+    return Prepared(model, prepared, "uint8" if taken else "float32", fixed, taken)
+
+
+def quantize_graph(
+    ready: Prepared,
+    policy: Policy,
+    batches: Batches,
+    *,
+    keep_float: Collection[str] = (),
+    progress: Progress = silent,
+) -> Quantized:
+    """Calibrate ``ready.model`` on ``batches`` and quantize a copy of it for ``policy``.
+
+    ``keep_float`` names nodes that stay as they are; an unknown one is a
+    :class:`~edgecv.errors.QuantizeError`.
+    """
+    model = ready.model
+    names = {node.name for node in model.graph}
+    if unknown := sorted(set(keep_float) - names):
+        raise QuantizeError(
+            f"--keep-float {unknown[0]}: the graph has no node of that name; it has "
+            f"{', '.join(sorted(name or '' for name in names)[:5])}, ..."
+        )
+    chosen = plan(model, policy, keep_float)
+    values = {
+        value.name: value
+        for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+    }
+    wanted = dict.fromkeys(
+        source
+        for name in chosen.values
+        if (source := origin(values[name]).name or "") not in ready.fixed
+    )
+    found = extremes(model, list(wanted), batches, progress)
+    measured = histograms(model, found, batches, progress)
+    ranges = {**choose(measured, policy), **ready.fixed}
+    return Quantized(place(model, policy, ranges, keep_float), chosen, ranges)
