@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecv.errors import QuantizeError
-from edgecv.quantize.given import given_ranges
 from edgecv.quantize.ranges import (
     Affine,
     Array,
@@ -48,10 +47,8 @@ def place(
             placer.weights(unit, (rounded or {}).get(unit.name))
         else:
             placer.constants(unit)
-    given = given_ranges(model)
     for name in chosen.values:
-        if name not in given:  # else its integers came in from outside
-            placer.value(name)
+        placer.value(name)
     model.graph.sort()
     return model
 

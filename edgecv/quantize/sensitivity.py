@@ -25,7 +25,6 @@ import onnx_ir as ir
 
 from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import Histogram, least_squares, percentile
-from edgecv.quantize.given import given_ranges
 from edgecv.quantize.ranges import Array, Range, affine
 from edgecv.quantize.run import Batches, Probe
 from edgecv.quantize.structure import plan
@@ -115,9 +114,7 @@ def measure(
     net = Probe(model)
     references = [net(picture) for picture in pictures]
     values = {v.name or "": v for v in (*model.graph.inputs, *_outputs(model))}
-    given = given_ranges(model)
     names = [name for name in plan(model, policy).values if name in histograms]
-    names = [name for name in names if name not in given]
 
     def harm(name: str, span: Range) -> float:
         probe = Probe(_with_one_quantized(model, name, span, policy), net.names)

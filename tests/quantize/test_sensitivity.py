@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,9 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecv.graph.pixels import pixels_in
 from edgecv.quantize.calibrate import extremes, histograms
-from edgecv.quantize.given import given_ranges
 from edgecv.quantize.place import place
 from edgecv.quantize.ranges import Range
 from edgecv.quantize.run import Probe
@@ -28,7 +25,6 @@ from edgecv.quantize.sensitivity import (
 from edgecv.quantize.structure import plan
 from edgecv.quantize.targets import policy_for
 from edgecv.quantize.unify import unify
-from edgecv.spec import Preparation
 
 POLICY = policy_for("onnxruntime-x86")
 WIDE = 1000.0
@@ -157,28 +153,3 @@ def test_detection_error_weighs_boxes_by_their_score() -> None:
     assert moved(0, 0) == pytest.approx(0.25)  # one coordinate, half a cell
     assert moved(1, 0) == 0  # nothing is there
     assert moved(0, 5) > 0
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_pixels_are_the_quantized_input(padded: bool) -> None:
-    model = net()
-    if padded:
-        conv = model.graph[0]
-        model.graph.initializers["w0"].const_value = ir.tensor(
-            np.random.default_rng(3).standard_normal((4, 3, 3, 3)).astype(np.float32), name="w0"
-        )
-        model.graph.initializers["w0"].shape = ir.Shape((4, 3, 3, 3))
-        conv.attributes["pads"] = ir.AttrInt64s("pads", [1, 1, 1, 1])
-    pixels_in(model, Preparation(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3), integer=True)
-    (given,) = given_ranges(model).items()
-    assert given[1] == Range(-128.0, 127.0, "given")  # the level of 127.5, rounded to even
-    rng = np.random.default_rng(0)
-
-    def feeds() -> Iterator[NDArray[Any]]:
-        return (rng.integers(0, 256, (1, 8, 8, 3), np.uint8) for _ in range(2))
-
-    values = list(plan(model, POLICY).values)
-    spans = {n: Range(e.lo, e.hi) for n, e in extremes(model, values, feeds).items()}
-    quantized = place(model, POLICY, {**spans, **given_ranges(model)})
-    made = [node for node in quantized.graph if node.op_type == "QuantizeLinear"]
-    assert not any(node.inputs[0].name == given[0] for node in made)
