@@ -34,7 +34,9 @@ class Probe:
         self._session = open_session(proto.SerializeToString())
 
     def __call__(self, batch: Array) -> dict[str, Array]:
-        return dict(zip(self.names, self._session.run(self.names, {self.input: batch}), strict=True))
+        return dict(
+            zip(self.names, self._session.run(self.names, {self.input: batch}), strict=True)
+        )
 
     def over(self, batches: Iterable[Array]) -> dict[str, Array]:
         """The values for all ``batches``, joined ``{name: [N, ...]}``."""

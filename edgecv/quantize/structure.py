@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -58,7 +59,7 @@ def is_activation(value: ir.Value | None) -> bool:
     """Whether ``value`` is a float tensor that depends on the input."""
     if value is None or value.is_initializer():
         return False
-    return value.dtype in (None, ir.DataType.FLOAT)
+    return value.dtype in (None, ir.DataType.FLOAT) or dequantized(value) is not None
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
@@ -76,6 +77,25 @@ def origin(value: ir.Value) -> ir.Value:
         source = producer.inputs[0]
         assert source is not None  # an operator that moves values has something to move
         value, producer = source, source.producer()
+    return value
+
+
+def dequantized(value: ir.Value) -> ir.Node | None:
+    """The DequantizeLinear that ``value`` comes out of: it is integers already (pixels in)."""
+    producer = origin(value).producer()
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def new_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A constant of ``graph`` under ``name``."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
     return value
 
 
@@ -131,9 +151,7 @@ def plan(model: ir.Model, policy: Policy, keep_float: Collection[str] = ()) -> P
     """
     graph = model.graph
     kept = set(keep_float)
-    candidates = {
-        node for node in graph if is_quantizable(node, policy) and node.name not in kept
-    }
+    candidates = {node for node in graph if is_quantizable(node, policy) and node.name not in kept}
     useful = _leads_to_mac(graph, candidates)
     units: list[Unit] = []
     values: dict[str, None] = {}
@@ -141,13 +159,13 @@ def plan(model: ir.Model, policy: Policy, keep_float: Collection[str] = ()) -> P
     for node in graph:
         if node not in candidates or node not in useful:
             continue
-        inputs = [value for value in node.inputs if is_activation(value)]
+        inputs = [v for v in node.inputs if v is not None and is_activation(v)]
         if node.op_type not in MAC and not all(value in integers for value in inputs):
             continue
         unit = Unit(node, _fused(node, policy, kept))
         units.append(unit)
         for value in inputs:
-            if not _stays_inside(value, node, policy, integers):
+            if dequantized(value) is None and not _stays_inside(value, node, policy, integers):
                 values[value.name or ""] = None
         output = unit.output
         integers.update(node.outputs if unit.activation is None else [output])
@@ -176,9 +194,7 @@ def _needs_output(unit: Unit, policy: Policy) -> bool:
     return policy.conv_output
 
 
-def _stays_inside(
-    value: ir.Value, node: ir.Node, policy: Policy, integers: set[ir.Value]
-) -> bool:
+def _stays_inside(value: ir.Value, node: ir.Node, policy: Policy, integers: set[ir.Value]) -> bool:
     """TensorRT's residual rule: the Conv that feeds an Add alone is fused with it."""
     if not (policy.fuse_add and node.op_type == "Add"):
         return False
