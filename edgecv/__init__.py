@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgecv import errors, results
+    from edgecv.faces import FacePipeline
+    from edgecv.gallery import Gallery
     from edgecv.model import Model, load
     from edgecv.runtimes.base import RuntimeOptions
     from edgecv.workflows.bench import bench
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "load": "edgecv.model:load",
     "Model": "edgecv.model:Model",
+    "FacePipeline": "edgecv.faces:FacePipeline",
+    "Gallery": "edgecv.gallery:Gallery",
     "RuntimeOptions": "edgecv.runtimes.base:RuntimeOptions",
     "export": "edgecv.workflows.export:export",
     "verify": "edgecv.workflows.verify:verify",
@@ -40,6 +44,8 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "FacePipeline",
+    "Gallery",
     "Model",
     "RuntimeOptions",
     "bench",

@@ -8,6 +8,7 @@
     ├── RecipeError                a recipe with an unknown key, a wrong type or a missing file
     ├── WeightsError               weights that cannot be had, or that do not fit the model
     ├── ExportError                a model that could not be turned into a correct ONNX file
+    ├── QuantizeError              a model that cannot be quantized as asked
     ├── FeedError                  tensors that do not match what the model declares
     ├── RuntimeFailure             a runtime refused the file, or failed while running it
     ├── CheckFailed                exit code 1: a comparison or a gate fell short
@@ -45,6 +46,10 @@ class WeightsError(EdgeCVError):
 
 class ExportError(EdgeCVError):
     """The model could not be turned into a correct ONNX file."""
+
+
+class QuantizeError(EdgeCVError):
+    """The model cannot be quantized: already integers, broken weights, control flow, ..."""
 
 
 class FeedError(EdgeCVError):

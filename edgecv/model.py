@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -176,7 +177,10 @@ def load(
     contradicts, :class:`~edgecv.errors.BackendUnavailable` where the backend cannot be used.
     """
     spec = read_spec(path)
-    runtime = open_backend(backend, path, options)
+    options = options or RuntimeOptions()
+    runtime = open_backend(
+        backend, path, dataclasses.replace(options, build=build and options.build)
+    )
     try:
         return Model(spec, runtime)
     except BaseException:

@@ -1,6 +1,6 @@
 """What an ONNX file says of its graph, read without the onnx package and without its weights.
 
-The messages are walked field by field (:mod:`edgecv.onnxfile`); field numbers are those of
+The messages are walked field by field (:mod:`edgecv.wire`); field numbers are those of
 onnx.proto3. Weights are skipped unread: only their types and where they lie are looked at.
 """
 
@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from edgecv.errors import SpecError
-from edgecv.files import open_binary
-from edgecv.onnxfile import fields, read_varint
+from edgecv.onnxfile import MAX_FIELDS
+from edgecv.wire import Buffer, Field, fields, mapped, text
 
 _FLOAT, _FLOAT16 = 1, 10  # TensorProto.DataType
 _EXTERNAL = 1  # TensorProto.data_location
@@ -48,20 +45,19 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     opset, producer, external = 0, "", False
     operators: Counter[str] = Counter()
     weights: Counter[int] = Counter()
-    with open_binary(path) as file:
-        message = _Message(file, path)
-        for number, start, size in message.children():
-            if number == 2:  # producer_name
-                producer = message.text(start, size)
-            elif number == 8:  # opset_import
-                domain, version = message.opset(start, size)
+    with mapped(path) as data:
+        for part in fields(data, path, limit=MAX_FIELDS):
+            if part.number == 2:  # producer_name
+                producer = text(data, part, path)
+            elif part.number == 8:  # opset_import
+                domain, version = _opset(data, part, path)
                 opset = version if domain in ("", "ai.onnx") else opset
-            elif number == 7:  # graph
-                for field, begin, length in message.children(start, size):
-                    if field == 1:  # node
-                        operators[message.operator(begin, length)] += 1
-                    elif field == 5:  # initializer
-                        kind, elsewhere = message.weight(begin, length)
+            elif part.number == 7:  # graph
+                for inner in fields(data, path, part.start, part.end):
+                    if inner.number == 1:  # node
+                        operators[_operator(data, inner, path)] += 1
+                    elif inner.number == 5:  # initializer
+                        kind, elsewhere = _weight(data, inner, path)
                         weights[kind] += 1
                         external = external or elsewhere
     half = weights[_FLOAT16] > weights[_FLOAT]
@@ -69,49 +65,31 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return Header(opset, producer, dict(operators.most_common()), precision, external)
 
 
-class _Message:
-    """Reads the parts of one file."""
+def _opset(data: Buffer, message: Field, path: Path) -> tuple[str, int]:
+    """Domain and version of an ``OperatorSetIdProto``."""
+    domain, version = "", 0
+    for part in fields(data, path, message.start, message.end):
+        if part.number == 1:
+            domain = text(data, part, path)
+        elif part.number == 2:
+            version = part.value
+    return domain, version
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
 
-    def children(self, start: int = 0, size: int | None = None) -> Iterator[tuple[int, int, int]]:
-        return fields(self._file, self._path, start, size)
+def _operator(data: Buffer, message: Field, path: Path) -> str:
+    """``op_type`` of a ``NodeProto``."""
+    for part in fields(data, path, message.start, message.end):
+        if part.number == 4:
+            return text(data, part, path)
+    return ""
 
-    def text(self, start: int, size: int) -> str:
-        self._file.seek(start)
-        try:
-            return self._file.read(size).decode()
-        except UnicodeDecodeError as error:
-            raise SpecError(f"{self._path}: a name in it is not UTF-8 text") from error
 
-    def number(self, start: int, size: int) -> int:
-        self._file.seek(start)
-        return read_varint(self._file.read(size), 0, self._path)[0]
-
-    def opset(self, start: int, size: int) -> tuple[str, int]:
-        """Domain and version of an ``OperatorSetIdProto``."""
-        domain, version = "", 0
-        for number, begin, length in self.children(start, size):
-            if number == 1:
-                domain = self.text(begin, length)
-            elif number == 2:
-                version = self.number(begin, length)
-        return domain, version
-
-    def operator(self, start: int, size: int) -> str:
-        """``op_type`` of a ``NodeProto``."""
-        for number, begin, length in self.children(start, size):
-            if number == 4:
-                return self.text(begin, length)
-        return ""
-
-    def weight(self, start: int, size: int) -> tuple[int, bool]:
-        """Type of a ``TensorProto``, and whether its data lies in another file."""
-        kind, elsewhere = 0, False
-        for number, begin, length in self.children(start, size):
-            if number == 2:
-                kind = self.number(begin, length)
-            elif number == 14:
-                elsewhere = self.number(begin, length) == _EXTERNAL
-        return kind, elsewhere
+def _weight(data: Buffer, message: Field, path: Path) -> tuple[int, bool]:
+    """Type of a ``TensorProto``, and whether its data lies in another file."""
+    kind, elsewhere = 0, False
+    for part in fields(data, path, message.start, message.end):
+        if part.number == 2:
+            kind = part.value
+        elif part.number == 14:
+            elsewhere = part.value == _EXTERNAL
+    return kind, elsewhere

@@ -139,6 +139,32 @@ class Detections:
             data["landmarks"] = self.landmarks.tolist()
         return data
 
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """COCO's result format: per box ``image_id``, ``category_id`` (the class's index),
+        ``bbox`` ``[x, y, width, height]`` and ``score``."""
+        corners = self.boxes.astype(np.float64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        return [
+            {"image_id": image_id, "category_id": class_id, "bbox": box, "score": score}
+            for box, class_id, score in zip(
+                boxes.tolist(), self.classes.tolist(), self.scores.tolist(), strict=True
+            )
+        ]
+
+    def to_supervision(self) -> Any:
+        """The same as ``supervision.Detections``, the names under ``data["class_name"]``.
+
+        Raises ``ImportError`` where supervision is not installed.
+        """
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.classes.copy(),
+            data={"class_name": np.array([self.labels[i] for i in self.classes], dtype=str)},
+        )
+
     def __str__(self) -> str:
         if not len(self):
             return "nothing found"

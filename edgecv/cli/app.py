@@ -55,9 +55,11 @@ def _register() -> None:
         adopt,
         backends,
         bench,
+        build,
         doctor,
         evaluate,
         export,
+        gallery,
         inspect,
         models,
         predict,
@@ -75,6 +77,7 @@ def _register() -> None:
         "eval": evaluate.command,
         "verify": verify.command,
         "bench": bench.command,
+        "build": build.command,
         "report": report.command,
         "train": train.command,
         "models": models.command,
@@ -84,6 +87,7 @@ def _register() -> None:
     }
     for name, command in commands.items():
         app.command(name)(command)
+    app.add_typer(gallery.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -19,7 +19,8 @@ def command(
         Path,
         typer.Argument(
             metavar="DATASET",
-            help="A folder per class; data.yaml, or its folder, or COCO JSON; images and masks.",
+            help="A folder per class; data.yaml, or its folder, or COCO JSON; images and masks; "
+            "a pairs file.",
         ),
     ],
     backend: BackendOption = "auto",
@@ -32,10 +33,17 @@ def command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score this many pictures, drawn by a seed.")
     ] = None,
+    detector: Annotated[
+        Path | None, typer.Option("--detector", "-d", help="Finds the faces of a pairs file.")
+    ] = None,
+    far: Annotated[
+        float, typer.Option(help="False-accept rate wanted of a pairs file's threshold.")
+    ] = 0.001,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
+    from edgecv.evaluate.coco import MIN_SCORE
     from edgecv.files import sha256_of, write_json
     from edgecv.measure.report import EVAL_SCHEMA
     from edgecv.workflows.evaluate import evaluate
@@ -49,6 +57,8 @@ def command(
             split=split,
             classes=classes,
             limit=limit,
+            detector=detector,
+            far=far,
             progress=progress,
         )
     data = {
@@ -60,9 +70,19 @@ def command(
     }
     columns = {**_columns(data), "ran on": f"{score.backend}, {score.precision}"}
     out.pairs(columns, f"{model} on {dataset}")
+    if data.get("conf", 0) > MIN_SCORE:
+        out.note(
+            f"NMS in this file's graph drops what scores {data['conf']:g} or less, so this is the "
+            f"AP of that operating point; the file without NMS in its graph scores higher"
+        )
     if per_class := data.get("per_class"):
         worst = sorted(per_class.items(), key=lambda item: item[1])[:WORST]
         out.say("worst classes: " + ", ".join(f"{name} {value:.2%}" for name, value in worst))
+    if data.get("no_face"):
+        out.warn(
+            f"no face was found in {len(data['no_face'])} of {data['pictures']} pictures, such as "
+            f"{data['no_face'][0]}; their pairs count as not accepted"
+        )
     if output is not None:
         write_json(output, data)
     out.result(data)
@@ -90,5 +110,17 @@ def _columns(data: dict[str, Any]) -> dict[str, str | int]:
             "small": rate("ap_small"),
             "medium": rate("ap_medium"),
             "large": rate("ap_large"),
+        }
+    if data["task"] == "embed":
+        chosen, folds = data["at_threshold"], data["fold_thresholds"]
+        return {
+            "pairs": f"{data['count']}, {data['same']} of one person",
+            f"accuracy, {data['folds']} folds": f"{rate('accuracy')} ({data['correct']} right)",
+            "their thresholds": f"{min(folds):.3f} to {max(folds):.3f}, each of the other folds",
+            "EER": rate("eer"),
+            "TAR at FAR": ", ".join(f"{t:.2%} at {f}" for f, t in data["tar_at_far"].items()),
+            f"threshold for FAR {data['far']:g}": f"{data['threshold']:.4f} ({data['metric']}); of "
+            f"all pairs it accepts {chosen['far']:.2%} of two people (95% sure: under "
+            f"{chosen['far_bound']:.2%}) and {chosen['tar']:.2%} of one",
         }
     return {"pictures": data["count"], "mIoU": rate("miou"), "pixels right": rate("accuracy")}

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from edgecv.cli.output import JsonOption, Output
+from edgecv.errors import InputError
 
 
-def command(as_json: JsonOption = False) -> None:
-    """List the models that `edgecv export` knows by name."""
-    from edgecv.export.recipe import list_recipes, load_recipe
-
+def command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A recipe; with --layers.")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Each layer's shape, parameters and multiply-adds.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the models that `edgecv export` knows by name, or the layers of one."""
     out = Output(as_json)
-    recipes = [load_recipe(name) for name in list_recipes()]
+    if layers and name is None:
+        raise InputError("--layers needs the name of a model; `edgecv models` lists them")
+    if layers and name is not None:
+        _layers(name, out)
+    else:
+        _list(name, out)
+
+
+def _list(name: str | None, out: Output) -> None:
+    from edgecv.export.recipe import load_recipe
+    from edgecv.workflows.models import list_models
+
+    recipes = list_models() if name is None else [load_recipe(name)]
     rows, data = [], []
     for recipe in recipes:
         p = recipe.preparation
         published = {name: w.top1 for name, w in recipe.weights.items() if w.top1 is not None}
-        accuracy = ", ".join(f"{top1:.2%} ({name})" for name, top1 in published.items())
-        size = f"{p.width}x{p.height}"
         rows.append(
             [
                 recipe.name,
-                recipe.summary,
-                size,
-                len(recipe.labels),
+                "" if recipe.parameters is None else f"{recipe.parameters / 1e6:.2f} M",
+                "" if recipe.macs is None else f"{recipe.macs / 1e6:,.1f} M",
+                f"{p.width}x{p.height}",
                 ", ".join(recipe.weights),
-                accuracy,
+                ", ".join(f"{top1:.2%}" for top1 in published.values()),
             ]
         )
         data.append(
@@ -34,10 +55,86 @@ def command(as_json: JsonOption = False) -> None:
                 "model": recipe.source,
                 "task": recipe.task,
                 "input": [p.height, p.width],
+                "parameters": recipe.parameters,
+                "macs": recipe.macs,
                 "classes": len(recipe.labels),
                 "weights": list(recipe.weights),
+                "sources": {name: w.url or w.source for name, w in recipe.weights.items()},
                 "published_top1": published,
             }
         )
-    out.table(["name", "what", "input", "classes", "weights", "published top-1"], rows)
+    out.table(["name", "parameters", "MACs", "input", "weights", "published top-1"], rows)
+    if name is not None:
+        out.say(recipes[0].summary)
     out.result({"models": data})
+
+
+def _layers(name: str, out: Output) -> None:
+    from edgecv.workflows.models import layers_of
+
+    found = layers_of(name)
+    p = found.recipe.preparation
+    rows = [
+        [
+            layer.name,
+            layer.kind,
+            "x".join(map(str, layer.shape)),
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}" if layer.macs else "",
+        ]
+        for layer in found.layers
+    ]
+    out.table(["layer", "kind", "output", "parameters", "MACs"], rows)
+    out.say(
+        f"{found.recipe.name}, {p.width}x{p.height}: {found.parameters:,} parameters, "
+        f"{found.macs:,} multiply-adds for one picture",
+        "bold",
+    )
+    if found.savings:
+        out.say(
+            "\nDepthwise-separable convolutions: f x f per channel, then 1x1, instead of one f x f "
+            "convolution:\n1 / C_out + 1 / f^2 of its multiply-adds."
+        )
+        out.table(
+            ["depthwise", "1x1", "both, MACs", "one f x f, MACs", "share", "1/C_out + 1/f^2"],
+            [
+                [
+                    saving.depthwise.name,
+                    saving.pointwise.name,
+                    f"{saving.separable:,}",
+                    f"{saving.full:,}",
+                    f"{saving.separable / saving.full:.4f}",
+                    f"{saving.formula:.4f}",
+                ]
+                for saving in found.savings
+            ],
+        )
+    out.result(
+        {
+            "name": found.recipe.name,
+            "input": [p.height, p.width],
+            "parameters": found.parameters,
+            "macs": found.macs,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "kind": layer.kind,
+                    "shape": list(layer.shape),
+                    "parameters": layer.parameters,
+                    "macs": layer.macs,
+                }
+                for layer in found.layers
+            ],
+            "depthwise_separable": [
+                {
+                    "depthwise": saving.depthwise.name,
+                    "pointwise": saving.pointwise.name,
+                    "macs": saving.separable,
+                    "macs_full": saving.full,
+                    "share": saving.separable / saving.full,
+                    "formula": saving.formula,
+                }
+                for saving in found.savings
+            ],
+        }
+    )

@@ -25,13 +25,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
 from edgecv.results import Detections
+
+T = TypeVar("T")
 
 MIN_SCORE = 0.001  # of the boxes that an evaluation looks at: the curve's tail, as is usual
 MAX_DETECTIONS = 100  # a picture; COCO's own
@@ -68,7 +70,7 @@ class AveragePrecision:
     per_class: dict[str, float]
 
 
-def sample(pictures: Sequence[Path], limit: int | None, seed: int = 0) -> list[Path]:
+def sample(pictures: Sequence[T], limit: int | None, seed: int = 0) -> list[T]:
     """``limit`` of ``pictures`` drawn by ``seed``, in their order; all of them for ``None``."""
     if limit is None or limit >= len(pictures):
         return list(pictures)
@@ -94,7 +96,7 @@ def average_precision(
         reference = coco()
         reference.dataset = _dataset(truth, sizes, labels)
         reference.createIndex()
-        answers = _annotations(found)
+        answers = [box for index, one in enumerate(found) for box in one.to_coco(index)]
         if answers:
             loaded = reference.loadRes(answers)
         else:  # pycocotools' loadRes takes no empty list
@@ -153,23 +155,6 @@ def _dataset(
             )
     categories = [{"id": index, "name": label} for index, label in enumerate(labels)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _annotations(found: Sequence[Detections]) -> list[dict[str, Any]]:
-    out = []
-    for index, detections in enumerate(found):
-        corners = detections.boxes.astype(np.float64)
-        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        for box, kind, score in zip(boxes, detections.classes, detections.scores, strict=True):
-            out.append(
-                {
-                    "image_id": index,
-                    "category_id": int(kind),
-                    "bbox": box.tolist(),
-                    "score": float(score),
-                }
-            )
-    return out
 
 
 def _library() -> tuple[Any, Any]:

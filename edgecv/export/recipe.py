@@ -68,6 +68,8 @@ class Recipe:
     labels: tuple[str, ...] = ()
     label_ids: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the factory
+    parameters: int | None = None  # of the net at the recipe's size, as `models --layers` counts
+    macs: int | None = None  # multiply-adds for one picture
     weights: Mapping[str, WeightsSource] = field(default_factory=dict)
     calibration: Calibration = Calibration()
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -263,6 +265,8 @@ def read_recipe(path: Path) -> Recipe:
         task=task,
         source=source,
         options=model.mapping("options"),
+        parameters=model.integer("parameters", None),
+        macs=model.integer("macs", None),
         preparation=_preparation(entry, sized),
         decoding=decoding,
         outputs=outputs,

@@ -30,6 +30,31 @@ def name_nodes(model: ir.Model) -> int:
     return sum(seen.values())
 
 
+def name_unnamed(model: ir.Model) -> int:
+    """Name the nodes of a third party's graph that have no name, or another one's; keep the rest.
+
+    A node gets the name of the layer whose weight it uses, or its operator's, numbered where
+    that is taken.
+    """
+    taken: set[str] = set()
+    nameless = []
+    for node in model.graph:
+        if node.name and node.name not in taken:
+            taken.add(node.name)
+        else:
+            nameless.append(node)
+    counts: Counter[str] = Counter()
+    for node in nameless:
+        path = _module_path(node)
+        name = stem = f"{path}/{node.op_type}" if path else node.op_type
+        while name in taken:
+            counts[stem] += 1
+            name = f"{stem}_{counts[stem]}"
+        node.name = name
+        taken.add(name)
+    return len(nameless)
+
+
 def _module_path(node: ir.Node) -> str:
     for value in node.inputs:
         if value is not None and value.is_initializer():

@@ -7,7 +7,6 @@ external files are not followed.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import struct
@@ -17,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edgecv.errors import SpecError
-from edgecv.onnxfile import fields, read_varint, varint
+from edgecv.wire import fields, varint, varint_at
 
 # ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto, ValueInfoProto
 MODEL_GRAPH = 7
@@ -248,10 +247,9 @@ def _value_info(name: str, dtype: str, shape: Sequence[int] | None = None) -> by
 def _split(data: bytes, where: Path) -> Iterator[tuple[int, bytes, bytes]]:
     """Number, the whole field, and its value, of each field of a message."""
     position = 0
-    for number, start, size in fields(io.BytesIO(data), where):
-        end = start + size
-        yield number, data[position:end], data[start:end]
-        position = end
+    for part in fields(data, where):
+        yield part.number, data[position : part.end], data[part.start : part.end]
+        position = part.end
 
 
 def _node(data: bytes, where: Path) -> Node:
@@ -303,10 +301,10 @@ def _initializer(data: bytes, where: Path) -> Initializer:
         if number == TENSOR_DIMS and raw[0] & 7 == 2:  # packed
             position = 0
             while position < len(value):
-                size, position = read_varint(value, position, where)
+                size, position = varint_at(value, position, len(value), where)
                 dims.append(size)
         elif number == TENSOR_DIMS:
-            dims.append(read_varint(value, 0, where)[0])
+            dims.append(varint_at(value, 0, len(value), where)[0])
     return Initializer(_text(data, TENSOR_NAME, where), tuple(dims), data)
 
 

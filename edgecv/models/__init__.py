@@ -101,7 +101,13 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> nn.Modu
     if num_classes is not None:
         if "num_classes" not in known:
             raise RecipeError(f"{name} has no classes; it takes {', '.join(known)}")
-        if num_classes < 1:
-            raise RecipeError(f"{name}: num_classes must be at least 1, not {num_classes}")
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise RecipeError(
+                f"{name}: num_classes must be a number of at least 1, not {num_classes}"
+            )
         options["num_classes"] = num_classes
-    return build(**options)
+    try:
+        return build(**options)
+    except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:
+        given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+        raise RecipeError(f"{name} cannot be built with {given}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,11 @@ class Saving:
 
 
 def layers(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> list[Layer]:
-    """The layers of ``build()`` that run in eval mode on a picture of ``shape`` (C, H, W), in order.
+    """The layers of ``build()`` that run in eval mode on a picture of ``shape`` (C, H, W).
 
-    The net is built and run on torch's meta device: no memory, no arithmetic. Parameters of
-    layers that do not run (auxiliary heads) are not counted; those of BatchNorm are, as it is
-    part of the net, though not of an exported file.
+    They come in the order in which they run. The net is built and run on torch's meta device: no
+    memory, no arithmetic. Parameters of layers that do not run (auxiliary heads) are not
+    counted; those of BatchNorm are: it is part of the net, though not of an exported file.
     """
     with torch.device("meta"):
         model = build().eval()
@@ -80,11 +81,14 @@ def layers(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> list[
 
 
 def savings(found: list[Layer]) -> list[Saving]:
-    """Each depthwise convolution with the 1x1 convolution that follows it."""
-    convolutions = [layer for layer in found if layer.kernel]
+    """Each depthwise convolution with the 1x1 convolution that follows it.
+
+    The gates of squeeze and excitation, on maps of 1x1, may stand between the two.
+    """
+    convolutions = [layer for layer in found if layer.kernel and layer.shape[1:] != (1, 1)]
     return [
         Saving(first, second)
-        for first, second in zip(convolutions, convolutions[1:], strict=False)
+        for first, second in pairwise(convolutions)
         if first.depthwise
         and second.kernel == 1
         and second.groups == 1

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from edgecv.errors import RecipeError
 from edgecv.models.efficientnet import HEAD_CHANNELS, STAGES, STEM_CHANNELS
 from edgecv.models.layers import Classifier, initialise, make_divisible
 
@@ -180,6 +181,11 @@ def efficientnet_lite(
     ``variant`` is ``lite0`` to ``lite4``; ``style`` is ``torch``, or ``tf`` with TensorFlow's
     padding and BatchNorm epsilon, which the weights that Google published need.
     """
+    if variant not in VARIANTS or style not in STYLES:
+        raise RecipeError(
+            f"efficientnet_lite: variant must be one of {', '.join(VARIANTS)} and style one of "
+            f"{', '.join(STYLES)}, got {variant!r} and {style!r}"
+        )
     model = EfficientNetLite(num_classes, VARIANTS[variant], STYLES[style])
     initialise(model)
     return model

@@ -43,7 +43,8 @@ class Landmarks(nn.Module):
         self.head = nn.Linear(self.trunk.channels, 2 * points)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x)).unflatten(1, (self.points, 2))
+        points: Tensor = self.head(self.trunk(x)).unflatten(1, (self.points, 2))
+        return points
 
 
 class Localizer(nn.Module):

@@ -36,8 +36,9 @@ Indices: TypeAlias = NDArray[np.intp]
 MEASURES = ("iou", "diou")
 
 DIRECT_PAIRS = 1 << 14  # up to here testing all pairs at once beats any cleverness
-CHUNK_PAIRS = 1 << 18  # pairs tested in one go: about 15 MB of temporary arrays
-FIRST_BLOCK = 64
+CHUNK_PAIRS = 1 << 16  # pairs tested in one go: 4 MB of temporary arrays, which stay in the cache
+BLOCK_PAIRS = 1 << 18  # pairs within one block of the best boxes
+FIRST_BLOCK = 160
 PEEL_SHARE = 16  # the classic loop goes on while a step drops at least one in so many
 ROUNDS = 6  # of the vectorised choice; what a longer chain leaves is settled one by one
 
@@ -134,6 +135,12 @@ class _Sweep:
     def take(self, which: Indices) -> _Sweep:
         columns = self.columns.take(which, axis=1)
         return _Sweep(self.key.take(which), self.reach.take(which), self.rank.take(which), columns)
+
+    def best(self, count: int) -> NDArray[np.bool_]:
+        """Which are the first ``count`` by score."""
+        last: np.intp = np.partition(self.rank, count - 1)[count - 1]
+        first: NDArray[np.bool_] = self.rank <= last
+        return first
 
     def partners(self) -> Indices:
         """For each box, how many of those after it lie in its reach: they follow it."""
@@ -286,14 +293,17 @@ def _settle(sweep: _Sweep, test: _Test, limit: int | None) -> list[Indices]:
     while limit is None or kept < limit:
         count, partners = len(sweep.rank), sweep.partners()
         total = int(partners.sum())
-        if total <= DIRECT_PAIRS or block >= count:
+        if total <= (BLOCK_PAIRS if block >= count else DIRECT_PAIRS):
             done.append(sweep.rank[_choose(sweep, partners, test)])
             break
-        # the best boxes are settled first, as many as make about CHUNK_PAIRS pairs
-        size = min(block, max(FIRST_BLOCK, int(count * (CHUNK_PAIRS / total) ** 0.5)))
-        first = sweep.rank <= np.partition(sweep.rank, size - 1)[size - 1]
+        # the best boxes are settled first, as many as make about BLOCK_PAIRS pairs
+        size = min(block, max(FIRST_BLOCK, int(count * (BLOCK_PAIRS / total) ** 0.5)))
+        first = sweep.best(size)
+        while (inner := sweep.take(np.flatnonzero(first)).partners()).sum() > 2 * BLOCK_PAIRS:
+            size //= 2  # these lie closer than the rest
+            first = sweep.best(size)
         head, rest = sweep.take(np.flatnonzero(first)), sweep.take(np.flatnonzero(~first))
-        head = head.take(_choose(head, head.partners(), test))
+        head = head.take(_choose(head, inner, test))
         done.append(head.rank)
         kept += len(head.rank)
         sweep = rest.take(_survivors(head, rest, test))

@@ -11,16 +11,34 @@ import dataclasses
 import importlib
 import importlib.metadata
 import os
+from pathlib import Path
 
-from edgecv.errors import BackendUnavailable
+from edgecv.enginefile import is_engine, read_header
+from edgecv.errors import BackendUnavailable, EdgeCVError, InputError, RuntimeFailure
 from edgecv.runtimes.base import Backend, Probe, RuntimeOptions
+from edgecv.spec import read_spec
 
 BACKENDS = {
     "onnxruntime": "edgecv.runtimes.ort:OrtBackend",
+    "onnxruntime-cuda": "edgecv.runtimes.ort_gpu:OrtCudaBackend",
+    "onnxruntime-tensorrt": "edgecv.runtimes.ort_gpu:OrtTensorRtBackend",
+    "tensorrt": "edgecv.runtimes.trt:TrtBackend",
+    "tensorrt-rtx": "edgecv.runtimes.trt:TrtRtxBackend",
+    "openvino": "edgecv.runtimes.ov:OvBackend",
     "fake": "edgecv.runtimes.fake:FakeBackend",
 }
 ALIASES = {"ort": "onnxruntime"}
-AUTO_ORDER = ("onnxruntime",)  # best first
+# Best first: what uses a GPU, then the CPU. A file that was quantized for a runtime's Q/DQ rules
+# tries that one before its neighbours (see `_candidates`).
+AUTO_ORDER = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "onnxruntime-tensorrt",
+    "onnxruntime-cuda",
+    "onnxruntime",
+    "openvino",
+)
+CPU_BACKENDS = ("onnxruntime", "openvino")
 ENTRY_POINTS = "edgecv.backends"
 
 
@@ -67,27 +85,66 @@ def open_backend(
 ) -> Backend:
     """Load the model file ``path`` on the backend ``name``.
 
-    ``auto`` takes the first of :data:`AUTO_ORDER` that is usable, and ``info.reason`` says why.
-    A named backend that is not usable is :class:`~edgecv.errors.BackendUnavailable`, never
-    another one in its place.
+    ``auto`` takes the first of :data:`AUTO_ORDER` that is usable and opens this file, and
+    ``info.reason`` says which and why. A named backend that is not usable is
+    :class:`~edgecv.errors.BackendUnavailable`, never another one in its place.
     """
-    if name != "auto":
-        found = backend_class(name)
-        _require_usable(found.name, found.probe())
-        return found(path, options)
+    engine_of = _engine_of(Path(path))
+    if name == "auto" and engine_of is None:
+        return _open_auto(path, options)
+    found = backend_class(engine_of if name == "auto" and engine_of else name)
+    if engine_of is not None and found.reads_onnx:
+        raise InputError(
+            f"{path}: is an engine for backend {engine_of}; backend {found.name} needs the .onnx "
+            f"file that it was built from"
+        )
+    _require_usable(found.name, found.probe())
+    return found(path, options)
+
+
+def _open_auto(path: str | os.PathLike[str], options: RuntimeOptions | None) -> Backend:
     reasons: list[str] = []
-    for candidate in AUTO_ORDER:
+    refused: EdgeCVError | None = None
+    for candidate in _candidates(Path(path)):
         found = backend_class(candidate)
         probe = found.probe()
-        if probe.usable:
+        if not probe.usable:
+            reasons.append(f"{candidate}: {probe.reason}")
+            continue
+        try:
             runtime = found(path, options)
-            reason = "; ".join([*reasons, f"{candidate} {probe.version} is usable"])
-            runtime.info = dataclasses.replace(runtime.info, reason=reason)
-            return runtime
-        reasons.append(f"{candidate}: {probe.reason}")
+        except (RuntimeFailure, BackendUnavailable) as error:  # works here, not for this file
+            refused = refused or error
+            reasons.append(f"{candidate}: {error}")
+            continue
+        reason = "; ".join([f"{candidate} {probe.version} is usable", *reasons])
+        runtime.info = dataclasses.replace(runtime.info, reason=reason)
+        return runtime
+    if refused is not None:
+        raise refused
     raise BackendUnavailable(
         "no runtime is usable here: " + "; ".join(reasons) + "; pip install 'edgecv[onnxruntime]'"
     )
+
+
+def _candidates(path: Path) -> list[str]:
+    """The order of trial for this file: a file made for a CPU runtime tries that one first of the
+    two; a GPU, where one is usable, comes before both."""
+    order = list(AUTO_ORDER)
+    try:
+        target = read_spec(path).target or ""
+    except EdgeCVError:  # no contract, no target: the backend will say what is wrong with the file
+        target = ""
+    if target.partition("-")[0] == "openvino":
+        order.sort(key=lambda name: CPU_BACKENDS[::-1].index(name) if name in CPU_BACKENDS else -1)
+    return order
+
+
+def _engine_of(path: Path) -> str | None:
+    """The backend that the engine file ``path`` is for; None for any other file."""
+    if not path.is_file() or not is_engine(path):
+        return None
+    return read_header(path).backend
 
 
 def _require_usable(name: str, probe: Probe) -> None:

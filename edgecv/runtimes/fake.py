@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from edgecv.runtimes.base import Array, Backend, Opened, Probe, RuntimeInfo
+from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
 from edgecv.spec import read_spec
 
 
@@ -28,7 +28,7 @@ class FakeBackend(Backend):
 
     def _open(self) -> Opened:
         spec = read_spec(self.path)
-        info = RuntimeInfo(self.name, "1", "fake", "none", "fp32", threads=1)
+        info = RuntimeInfo(self.name, "1", "none", 1, read=lambda: Compute("fake", {}))
         return Opened(spec.inputs, spec.outputs, info)
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

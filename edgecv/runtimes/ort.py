@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecv.errors import RuntimeFailure
-from edgecv.runtimes.base import Array, Backend, Opened, Probe, RuntimeInfo
+from edgecv.runtimes.base import (
+    Array,
+    Backend,
+    Compute,
+    Opened,
+    Probe,
+    RuntimeInfo,
+    RuntimeOptions,
+)
+from edgecv.runtimes.onnxgraph import compute_types, read_nodes
 from edgecv.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # ONNX Runtime's names of tensor types -> NumPy's
 DTYPES = {
@@ -20,10 +34,15 @@ DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+CPU = "CPUExecutionProvider"
 
 
 class OrtBackend(Backend):
-    """The CPU execution provider. ``run`` returns new arrays each time."""
+    """The CPU execution provider. ``run`` returns new arrays each time.
+
+    ``info.precision`` comes from the graph as the runtime optimized it: a Q/DQ file whose pairs
+    were not fused computes in FP32, and so does an FP16 file on a CPU without FP16 kernels.
+    """
 
     name: ClassVar[str] = "onnxruntime"
 
@@ -44,32 +63,19 @@ class OrtBackend(Backend):
     def _open(self) -> Opened:
         import onnxruntime as ort
 
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads = self.options.resolved_threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3  # errors; they come as exceptions as well
-        spin = "1" if self.options.resolved_spin else "0"
-        settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
-        try:
-            session = ort.InferenceSession(
-                str(self.path), settings, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # pybind raises classes that share no base but Exception
-            raise RuntimeFailure(
-                f"{self.path}: onnxruntime {ort.__version__} refuses this file: {_message(error)}"
-            ) from error
+        session = open_session(self.path, session_options(self.options), [CPU])
         self._session: ort.InferenceSession | None = session
         self._names = [output.name for output in session.get_outputs()]
+        path, threads = self.path, self.options.resolved_threads
         return Opened(
-            inputs=tuple(map(_tensor, session.get_inputs())),
-            outputs=tuple(map(_tensor, session.get_outputs())),
+            inputs=tuple(map(tensor_of, session.get_inputs())),
+            outputs=tuple(map(tensor_of, session.get_outputs())),
             info=RuntimeInfo(
                 backend=self.name,
                 version=ort.__version__,
-                provider=", ".join(session.get_providers()),
                 device="CPU",
-                precision="fp32",
-                threads=self.options.resolved_threads,
+                threads=threads,
+                read=lambda: Compute(CPU, optimized_types(path, threads)),
             ),
         )
 
@@ -77,15 +83,70 @@ class OrtBackend(Backend):
         assert self._session is not None  # run() refuses closed backends
         try:
             values = self._session.run(self._names, feeds)
-        except Exception as error:
-            raise RuntimeFailure(f"{self.path}: onnxruntime: {_message(error)}") from error
+        except Exception as error:  # pybind raises classes that share no base but Exception
+            raise RuntimeFailure(f"{self.path}: onnxruntime: {message(error)}") from error
         return dict(zip(self._names, values, strict=True))
+
+    def _run_into(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
+        assert self._session is not None
+        try:
+            binding = self._session.io_binding()
+            for name, array in feeds.items():
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            for name, array in buffers.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise RuntimeFailure(f"{self.path}: onnxruntime: {message(error)}") from error
 
     def _close(self) -> None:
         self._session = None  # the session's memory goes with its last reference
 
 
-def _tensor(node: Any) -> TensorSpec:
+def session_options(options: RuntimeOptions) -> onnxruntime.SessionOptions:
+    """Threads and spinning as ``options`` says; errors only in the log."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.resolved_threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3  # errors; they come as exceptions as well
+    spin = "1" if options.resolved_spin else "0"
+    settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
+    return settings
+
+
+def open_session(
+    path: Path, settings: onnxruntime.SessionOptions, providers: list[Any]
+) -> onnxruntime.InferenceSession:
+    """A session on ``path``; what the runtime refuses is a :class:`RuntimeFailure`."""
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(str(path), settings, providers=providers)
+    except Exception as error:
+        raise RuntimeFailure(
+            f"{path}: onnxruntime {ort.__version__} refuses this file: {message(error)}"
+        ) from error
+
+
+def optimized_types(path: Path, threads: int) -> dict[str, int]:
+    """How many heavy nodes of ``path`` the CPU provider computes in which precision.
+
+    A second session writes down the graph as it optimized it for this machine, which is the one
+    that the first runs: optimization depends on the file, the machine and the version only.
+    """
+    settings = session_options(RuntimeOptions(threads=threads, spin=False))
+    settings.log_severity_level = 4  # it warns that the file is for this machine only: it is
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        settings.optimized_model_filepath = str(optimized)
+        open_session(path, settings, [CPU])
+        return compute_types(*read_nodes(optimized))
+
+
+def tensor_of(node: Any) -> TensorSpec:
+    """An input or output as the session describes it."""
     shape = tuple(
         size if isinstance(size, int) else str(size or f"{node.name}_{axis}")
         for axis, size in enumerate(node.shape)
@@ -95,6 +156,6 @@ def _tensor(node: Any) -> TensorSpec:
     return TensorSpec(node.name, shape, DTYPES[node.type])
 
 
-def _message(error: Exception) -> str:
-    """onnxruntime's message without its prefix of status codes, on one line."""
+def message(error: Exception) -> str:
+    """onnxruntime's message on one line."""
     return " ".join(str(error).split())[:600]

@@ -1,6 +1,6 @@
 """Answers drawn onto their picture, so that they can be read on any background.
 
-Boxes have a dark rim, points a light one; each text stands on a plate of its own colour, black or
+Boxes have a dark rim, points a light and a dark one; each text stands on a plate of its own colour, black or
 white by that colour's brightness, inside the picture and, where there is room, on no other text.
 """
 
@@ -195,6 +195,8 @@ def _points(picture: Image.Image, result: Landmarks) -> Image.Image:
 
 def _dots(pen: ImageDraw.ImageDraw, points: Any, radius: int, color: Color) -> None:
     for x, y in np.asarray(points).tolist():
+        rim = radius + 1
+        pen.ellipse((x - rim, y - rim, x + rim, y + rim), fill="black")
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline="white")
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,23 +17,11 @@ from edgecv.evaluate.yolo_labels import read_yolo
 from edgecv.model import Model, load
 from edgecv.progress import Progress, silent
 from edgecv.results import Detections, Placement, Result, Segmentation
+from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
+from edgecv.workflows.score import Score, common
 from edgecv.workflows.stream import outputs_of, prepared_chunks
 
 NMS_IN_GRAPH = ("yolo-end2end", "detections")
-
-
-@dataclass(frozen=True)
-class Score:
-    """What every task's score has: ``count`` pictures; ``backend``, ``precision`` as they ran."""
-
-    task: str
-    count: int
-    backend: str
-    precision: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; rates are from 0 to 1."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -85,6 +72,8 @@ def evaluate(
     split: str | None = None,
     classes: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    detector: str | os.PathLike[str] | None = None,
+    far: float = FAR,
     progress: Progress = silent,
 ) -> Score:
     """Score the file ``model`` on ``dataset``, whose form depends on the model's task.
@@ -92,6 +81,8 @@ def evaluate(
     - ``classify``: a folder per class (:func:`edgecv.evaluate.imagenet.read_folder`)
     - ``detect``: YOLO text labels (:func:`edgecv.evaluate.yolo_labels.read_yolo`, ``split``), or a
       COCO file (:func:`edgecv.evaluate.coco_json.read_coco`)
+    - ``embed``: a file of pairs (:func:`edgecv.workflows.pairs.evaluate_pairs`; ``detector`` finds
+      the faces, ``far`` is the false-accept rate wanted of the threshold)
     - ``segment``: masks (:func:`edgecv.evaluate.segmentation.read_masks`)
 
     ``classes`` is a file that maps the data set's class names to the model's indices; ``limit``
@@ -99,7 +90,14 @@ def evaluate(
     is an :class:`~edgecv.errors.InputError`.
     """
     request = Request(
-        Path(dataset), split, Path(classes) if classes is not None else None, limit, progress
+        dataset=Path(dataset),
+        backend=backend,
+        split=split,
+        classes=Path(classes) if classes is not None else None,
+        limit=limit,
+        detector=Path(detector) if detector is not None else None,
+        far=far,
+        progress=progress,
     )
     with load(model, backend=backend) as opened:
         task = opened.spec.task
@@ -109,6 +107,8 @@ def evaluate(
             )
         if split is not None and task != "detect":
             raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
+        if detector is not None and task != "embed":
+            raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
         return TASKS[task](opened, request)
 
 
@@ -117,9 +117,12 @@ class Request:
     """What the caller asked for."""
 
     dataset: Path
+    backend: str
     split: str | None
     classes: Path | None
     limit: int | None
+    detector: Path | None
+    far: float
     progress: Progress
 
 
@@ -131,7 +134,7 @@ def _classify(model: Model, request: Request) -> ClassificationScore:
     top5 = int(topk_hits(scores, data.classes, 5).sum())
     count = len(data.pictures)
     return ClassificationScore(
-        **_common(model, count),
+        **common(model, count),
         top1=top1 / count,
         top5=top5 / count,
         correct1=top1,
@@ -158,11 +161,23 @@ def _detect(model: Model, request: Request) -> DetectionScore:
         sizes.append((placement.width, placement.height))
     figures = coco.average_precision(truth, found, sizes, labels)
     return DetectionScore(
-        **_common(model, len(truth)),
+        **common(model, len(truth)),
         **asdict(figures),
         objects=sum(len(one.classes) for one in truth),
         conf=conf,
         iou=None if kind in NMS_IN_GRAPH else float(options["iou"]),
+    )
+
+
+def _embed(model: Model, request: Request) -> VerificationScore:
+    return evaluate_pairs(
+        model,
+        request.dataset,
+        detector=request.detector,
+        backend=request.backend,
+        far=request.far,
+        limit=request.limit,
+        progress=request.progress,
     )
 
 
@@ -178,7 +193,7 @@ def _segment(model: Model, request: Request) -> SegmentationScore:
         table += segmentation.confusion(mask, result.mask, len(labels))
     miou, per_class = segmentation.mean_iou(table, labels)
     return SegmentationScore(
-        **_common(model, len(data.pictures)),
+        **common(model, len(data.pictures)),
         miou=miou,
         accuracy=float(np.trace(table) / table.sum()),
         per_class=per_class,
@@ -188,17 +203,9 @@ def _segment(model: Model, request: Request) -> SegmentationScore:
 TASKS: dict[str, Callable[[Model, Request], Score]] = {
     "classify": _classify,
     "detect": _detect,
+    "embed": _embed,
     "segment": _segment,
 }
-
-
-def _common(model: Model, count: int) -> dict[str, Any]:
-    return {
-        "task": model.spec.task,
-        "count": count,
-        "backend": model.info.backend,
-        "precision": model.info.precision,
-    }
 
 
 def _answers(

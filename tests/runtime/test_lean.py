@@ -18,6 +18,7 @@ HEAVY = {
     "typer",
     "rich",
     "click",
+    "pymilvus",
 }
 
 
@@ -40,6 +41,7 @@ def test_import_edgecv_imports_nothing_but_itself():
         "import edgecv; edgecv.verify(PATH)",
         "import edgecv.measure.child, edgecv.workflows.bench, edgecv.workflows.doctor",
         "import edgecv.workflows.evaluate, edgecv.workflows.predict",
+        "import edgecv.workflows.gallery, edgecv; edgecv.FacePipeline, edgecv.Gallery",
     ],
 )
 def test_running_needs_no_torch_no_onnx_and_no_cli(code):

@@ -1,0 +1,148 @@
+"""What a gallery holds beside vectors: whose embeddings they are, and how they are judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from edgecv.errors import InputError
+from edgecv.gallery.metrics import check_metric, check_weights
+from edgecv.spec import ModelSpec, Preparation
+
+POOLINGS = ("best", "mean")
+# Not part of the space: the order of the axes carries the same pixels
+_TRANSPORT = {"layout"}
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where vectors may be compared: one net's weights, one preparation, one alignment.
+
+    ``weights`` is the sha256 of the weights that the net was exported from, which its FP16 and
+    INT8 files keep in their provenance: all of them share one space. ``preparation`` holds what
+    differs from the defaults, so that a new optional field of the contract changes no space.
+    ``alignment`` names the template that faces were aligned to; ``None``: pictures as they came.
+    """
+
+    weights: str
+    dimension: int
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    alignment: str | None = None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, alignment: str | None = None) -> Space:
+        """The space of the embedding net with this contract.
+
+        Raises :class:`~edgecv.errors.InputError` where it is no embedding net, or its provenance
+        does not say which weights it was made from.
+        """
+        if spec.task != "embed":
+            raise InputError(
+                f"{spec.name}: a gallery needs a model of task 'embed', this one's is {spec.task!r}"
+            )
+        weights = spec.provenance.get("weights")
+        sha256 = weights.get("sha256") if isinstance(weights, Mapping) else None
+        if not isinstance(sha256, str):
+            raise InputError(
+                f"{spec.name}: its provenance does not say which weights it was made from, so its "
+                f"vectors cannot be told from another net's; export or adopt it again"
+            )
+        size = spec.outputs[0].shape[-1]
+        if not isinstance(size, int):
+            raise InputError(f"{spec.name}: its output has no fixed length, but {size!r}")
+        return cls(sha256, size, _unusual(spec.preparation), dict(spec.decoding.options), alignment)
+
+    def check(self, other: Space, where: str) -> None:
+        """Refuse vectors of ``other`` in the gallery ``where``, saying in what they differ."""
+        mine, theirs = asdict(self), asdict(other)
+        different = [key for key in mine if _plain(mine[key]) != _plain(theirs[key])]
+        if different:
+            parts = [f"{key} {_short(mine[key])} here, {_short(theirs[key])}" for key in different]
+            raise InputError(
+                f"{where}: this gallery belongs to another model ({'; '.join(parts)} in the "
+                f"model); use the model it was made with, or enrol everyone into a new gallery"
+            )
+
+
+def _unusual(preparation: Preparation) -> dict[str, Any]:
+    found = {}
+    for item in fields(preparation):
+        value = getattr(preparation, item.name)
+        if item.name not in _TRANSPORT and (item.default is MISSING or value != item.default):
+            found[item.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a gallery decides.
+
+    A score is accepted from ``threshold`` on (at least it for cosine, at most it for distances),
+    and only where the best person is better than the second by ``margin`` or more, in the unit of
+    ``metric``. A person with several pictures scores as the ``best`` of them, or as the ``mean``
+    of their vectors. ``weights``: chi-square's. ``origin``: how the threshold was found.
+    """
+
+    space: Space
+    metric: str = "cosine"
+    threshold: float | None = None
+    margin: float = 0.0
+    pooling: str = "best"
+    weights: tuple[float, ...] | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_metric(self.metric)
+        check_weights(self.weights, self.metric, self.space.dimension)
+        if self.pooling not in POOLINGS:
+            raise InputError(f"pooling must be {' or '.join(POOLINGS)}; got {self.pooling!r}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError(f"the threshold must be a finite number, got {self.threshold}")
+        if self.threshold is not None and self.metric == "cosine" and abs(self.threshold) > 1:
+            raise InputError(f"a cosine threshold lies from -1 to 1, got {self.threshold:g}")
+        if self.threshold is not None and self.metric != "cosine" and self.threshold < 0:
+            raise InputError(f"a distance is never below 0, got the threshold {self.threshold:g}")
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise InputError(f"the margin must be a finite number from 0 up, got {self.margin}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> Settings:
+        """Read :meth:`to_dict`'s; anything else is an :class:`~edgecv.errors.InputError`."""
+        try:
+            space = data["space"]
+            weights = data.get("weights")
+            threshold = data.get("threshold")
+            return cls(
+                space=Space(
+                    str(space["weights"]),
+                    int(space["dimension"]),
+                    dict(space["preparation"]),
+                    dict(space["decoding"]),
+                    space["alignment"],
+                ),
+                metric=str(data["metric"]),
+                threshold=None if threshold is None else float(threshold),
+                margin=float(data["margin"]),
+                pooling=str(data["pooling"]),
+                weights=None if weights is None else tuple(float(w) for w in weights),
+                origin=dict(data.get("origin", {})),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where}: the gallery's settings are damaged ({type(error).__name__}: {error}); "
+                f"restore it from a copy"
+            ) from error

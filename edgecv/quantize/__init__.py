@@ -1,0 +1,14 @@
+"""Post-training quantization of ONNX graphs: one algorithm per file, each with its source.
+
+The path of a file through this package::
+
+    prepare    check it, fold what folds, recognise what it is made of
+    equalize   make the channels of each tensor span the same range
+    calibrate  run pictures through it; choose a range per tensor by measured error
+    place      put QuantizeLinear and DequantizeLinear where the target's runtime fuses them
+    correct    give each channel back the mean that quantization took from it
+    sensitivity  the error that each layer brings; which to put back to float
+
+Everything works on an onnx-ir model and a callable that yields batches; pictures, contracts and
+proof belong to :mod:`edgecv.workflows.quantize`.
+"""

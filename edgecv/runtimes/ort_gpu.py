@@ -1,0 +1,264 @@
+"""ONNX Runtime on NVIDIA GPUs: the CUDA and the TensorRT execution providers.
+
+onnxruntime falls back to the CPU without an error, and ``get_providers()`` lists what is
+registered, not what runs. So one run is profiled when the model is opened, and the provider of
+every node that ran is read from the profile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
+from edgecv.runtimes.base import Array, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
+from edgecv.runtimes.onnxgraph import HEAVY, INTEGER_PREFIXES
+from edgecv.runtimes.ort import (
+    CPU,
+    DTYPES,
+    OrtBackend,
+    message,
+    open_session,
+    session_options,
+    tensor_of,
+)
+from edgecv.runtimes.trt_build import default_cache
+from edgecv.spec import TensorSpec
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+REMEDY = (
+    "pip uninstall onnxruntime; pip install 'edgecv[onnxruntime-gpu]' (both are one package; on a "
+    "Jetson take NVIDIA's wheel for its JetPack)"
+)
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "float64": "fp64"}
+
+
+class OrtCudaBackend(OrtBackend):
+    """The CUDA execution provider. ``run`` returns new arrays each time.
+
+    Nodes that onnxruntime keeps on the CPU by design (sizes and indices) may stay there; a
+    convolution or a product there is an error. TF32 is off unless ``precision="tf32"``.
+    """
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    provider: ClassVar[str] = CUDA
+
+    @classmethod
+    def probe(cls) -> Probe:
+        base = super().probe()
+        if not base.usable:
+            return base
+        import onnxruntime as ort
+
+        available = ort.get_available_providers()
+        if cls.provider not in available:
+            return Probe(
+                False,
+                version=base.version,
+                reason=f"onnxruntime {base.version} was built without {cls.provider}, it has "
+                f"{', '.join(available)}",
+                remedy=REMEDY,
+            )
+        if reason := _library_problem(cls.provider):
+            return Probe(
+                False,
+                version=base.version,
+                reason=reason,
+                remedy="install the CUDA and cuDNN that this onnxruntime was built for "
+                "(onnxruntime's documentation, 'CUDA Execution Provider', has the table)",
+            )
+        return Probe(True, base.version, devices=("GPU",), precisions=("fp32", "fp16"))
+
+    def _providers(self, options: RuntimeOptions) -> list[Any]:
+        settings = {
+            "device_id": str(int(options.device or 0)),
+            "use_tf32": "1" if options.precision == "tf32" else "0",
+        }
+        if options.cuda_graph:
+            settings["enable_cuda_graph"] = "1"
+        return [(CUDA, settings), CPU]
+
+    def _open(self) -> Opened:
+        import onnxruntime as ort
+
+        if hasattr(ort, "preload_dlls"):  # 1.21: finds CUDA in NVIDIA's Python packages
+            ort.preload_dlls()
+        providers = self._providers(self.options)
+        session = open_session(self.path, session_options(self.options), providers)
+        if self.provider not in session.get_providers():
+            reason = _library_problem(self.provider) or "onnxruntime did not say why"
+            raise BackendUnavailable(
+                f"backend {self.name!r}: {self.provider} could not be started ({reason}); see "
+                f"`edgecv doctor`"
+            )
+        inputs = tuple(map(tensor_of, session.get_inputs()))
+        ran = profile_nodes(self.path, self.options, providers, inputs)
+        compute = self._check(ran)
+        self._session = session
+        self._names = [output.name for output in session.get_outputs()]
+        return Opened(
+            inputs=inputs,
+            outputs=tuple(map(tensor_of, session.get_outputs())),
+            info=RuntimeInfo(
+                backend=self.name,
+                version=ort.__version__,
+                device=f"GPU {int(self.options.device or 0)}",
+                threads=self.options.resolved_threads,
+                read=lambda: compute,
+            ),
+        )
+
+    def _check(self, ran: list[NodeRun]) -> Compute:
+        """The compute that the profile shows; arithmetic on the CPU is an error."""
+        strays = [node for node in ran if node.provider == CPU and node.op_type in HEAVY]
+        if strays or not any(node.provider == self.provider for node in ran):
+            kinds = Counter(node.op_type for node in strays)
+            what = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "everything"
+            raise BackendUnavailable(
+                f"{self.path}: onnxruntime runs {what} of it on the CPU, not by {self.provider}; "
+                f"run it with backend onnxruntime, or export those operators differently"
+            )
+        places = Counter(node.provider for node in ran)
+        text = ", ".join(f"{name} ({count} nodes)" for name, count in places.most_common())
+        heavy = Counter(
+            node.precision for node in ran if node.op_type in HEAVY or node.provider == TENSORRT
+        )
+        if self.options.precision == "tf32" and "fp32" in heavy:
+            heavy["tf32"] = heavy.pop("fp32")
+        return Compute(text, dict(heavy.most_common()))
+
+    def run_on_device(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
+        """As :meth:`run`, and the answers stay on the GPU, as onnxruntime's ``OrtValue``.
+
+        For callers who go on computing there: ``value.data_ptr()``, ``value.shape()``.
+        """
+        self._validate(feeds, self._expected, "input")
+        self._enter()
+        try:
+            assert self._session is not None  # _enter() refuses closed backends
+            binding = self._session.io_binding()
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            for name in self._names:
+                binding.bind_output(name, "cuda", int(self.options.device or 0))
+            self._session.run_with_iobinding(binding)
+            return dict(zip(self._names, binding.get_outputs(), strict=True))
+        except Exception as error:
+            raise RuntimeFailure(f"{self.path}: onnxruntime: {message(error)}") from error
+        finally:
+            self._in_flight.leave()
+
+
+class OrtTensorRtBackend(OrtCudaBackend):
+    """The TensorRT execution provider; what TensorRT cannot do runs by CUDA.
+
+    Engines and kernel timings are kept in the cache folder: the first start takes minutes.
+    """
+
+    name: ClassVar[str] = "onnxruntime-tensorrt"
+    provider: ClassVar[str] = TENSORRT
+
+    def _providers(self, options: RuntimeOptions) -> list[Any]:
+        folder = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
+        folder.mkdir(parents=True, exist_ok=True)
+        if options.precision != "tf32":
+            # The provider has no option for it and TensorRT's default is on; NVIDIA's libraries
+            # read this variable when they start, which they do with the first session
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        settings = {
+            "device_id": str(int(options.device or 0)),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(folder),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(folder),
+        }
+        if options.cuda_graph:
+            settings["trt_cuda_graph_enable"] = "1"
+        if options.dla_core is not None:
+            settings |= {"trt_dla_enable": "1", "trt_dla_core": str(options.dla_core)}
+        return [(TENSORRT, settings), *super()._providers(options)]
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """A node as it ran: its operator, who executed it, and in which precision."""
+
+    op_type: str
+    provider: str
+    precision: str
+
+
+def profile_nodes(
+    path: Path, options: RuntimeOptions, providers: list[Any], inputs: tuple[TensorSpec, ...]
+) -> list[NodeRun]:
+    """The nodes of one run on zeros, from onnxruntime's own profile, in the order they ran.
+
+    Symbolic sizes are those of ``options.shapes``, else 1 for the batch and 224 for the rest.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        settings = session_options(options)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(folder) / "profile")
+        session = open_session(path, settings, providers)
+        try:
+            session.run(None, {tensor.name: _zeros(tensor, options) for tensor in inputs})
+        except Exception as error:
+            raise InputError(
+                f"{path}: a trial run failed; give the sizes of its inputs by "
+                f"RuntimeOptions(shapes=...): {message(error)}"
+            ) from error
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return [
+        _node_run(event["args"])
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    ]
+
+
+def _node_run(facts: Mapping[str, Any]) -> NodeRun:
+    kind = facts["op_name"]
+    if kind.startswith(INTEGER_PREFIXES):
+        return NodeRun(kind, facts["provider"], "int8")
+    # [{"float": [1, 3, 224, 224]}, ...], one per input, in order
+    types = [name for entry in facts.get("input_type_shape", []) for name in entry]
+    dtype = DTYPES.get(f"tensor({types[0]})", types[0]) if types else "unknown"
+    return NodeRun(kind, facts["provider"], PRECISIONS.get(dtype, dtype))
+
+
+def _zeros(tensor: TensorSpec, options: RuntimeOptions) -> Array:
+    shape = []
+    for axis, size in enumerate(tensor.shape):
+        if isinstance(size, str):
+            size = options.shapes[size][1] if size in options.shapes else (224 if axis else 1)
+        shape.append(size)
+    return np.zeros(shape, tensor.dtype)
+
+
+def _library_problem(provider: str) -> str:
+    """Why the provider's library does not load, in the loader's words; empty where it does."""
+    import onnxruntime as ort
+
+    stem = {CUDA: "cuda", TENSORRT: "tensorrt"}[provider]
+    folder = Path(ort.__file__).parent / "capi"
+    for name in (
+        f"libonnxruntime_providers_{stem}.so",
+        f"onnxruntime_providers_{stem}.dll",
+    ):
+        if (folder / name).exists():
+            try:
+                # the shared part must be there first, as it is when onnxruntime loads it
+                shared = folder / name.replace(stem, "shared")
+                ctypes.CDLL(str(shared), mode=ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(folder / name))
+            except OSError as error:
+                return str(error)
+    return ""

@@ -1,0 +1,94 @@
+"""``edgecv gallery`` as a user meets it, on the fake backend: every step of a door's life."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgecv.cli.app import main
+from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, write_spec
+
+
+@pytest.fixture
+def edgecv(monkeypatch, capsys):
+    """Run the command in this process (test_commands.py starts it as users do)."""
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["edgecv", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said
+        return said.out if "--json" in arguments else said.out + said.err
+
+    return run
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.onnx"
+    spec = ModelSpec(
+        name="net",
+        task="embed",
+        inputs=(TensorSpec("input", (1, 3, 8, 8)),),
+        outputs=(TensorSpec("embedding", (1, 64)),),
+        preparation=Preparation(8, 8, fit="stretch"),
+        decoding=Decoding("embedding", {"normalize": True}),
+        labels=(),
+        provenance={"weights": {"sha256": "c" * 64}},
+    )
+    write_spec(b"\x3a\x00", spec, path)  # an empty graph: the fake backend's answers are random
+    for name in ("a", "b", "c"):
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    return path
+
+
+def test_the_life_of_a_gallery(edgecv, net, tmp_path):
+    door, a, b, c = (tmp_path / name for name in ("door", "a.png", "b.png", "c.png"))
+    model = ("-m", net, "--backend", "fake")
+    assert "needs a threshold" in edgecv("gallery", "enrol", door, "anna", a, *model, code=2)
+    assert not door.exists()
+    made = json.loads(
+        edgecv("gallery", "enrol", door, "anna", a, *model, "--threshold", "0.8", "--json")
+    )
+    assert made["created"] is True
+    assert made["settings"]["threshold"] == 0.8
+    assert made["settings"]["origin"] == {"given": True}
+    assert "enrolled already" in edgecv("gallery", "enrol", door, "anna", b, *model, code=2)
+    assert "enrolled by 1" in edgecv("gallery", "enrol", door, "anna", b, "--add", *model)
+    found = json.loads(edgecv("gallery", "identify", door, a, b, c, *model, "--json"))
+    names = [face["identity"]["name"] for r in found["results"] for face in r["faces"]]
+    assert names == ["anna", "anna", None]
+    assert "not recognized" in edgecv("gallery", "identify", door, c, *model)
+    assert "same" in edgecv("gallery", "verify", door, "anna", a, *model)
+    assert "different" in edgecv("gallery", "verify", door, "anna", c, *model, code=1)
+    assert "nobody is enrolled" in edgecv("gallery", "verify", door, "bo", c, *model, code=2)
+    listed = json.loads(edgecv("gallery", "list", door, "--json"))
+    assert listed["people"] == [{"name": "anna", "pictures": 2}]
+    gone = json.loads(edgecv("gallery", "remove", door, "anna", "--json"))
+    assert (gone["pictures"], gone["people"]) == (2, 0)
+    assert "empty gallery" in edgecv("gallery", "identify", door, a, *model)
+    assert "no gallery here" in edgecv("gallery", "list", tmp_path / "nowhere", code=2)
+
+
+def test_pairs_are_evaluated_and_give_the_threshold(edgecv, net, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    lines = [f"{x}.png,{y}.png,{'yes' if x == y else 'no'}" for x in "abc" for y in "abc"]
+    pairs.write_text("\n".join(["left,right,same", *lines]))
+    score = json.loads(edgecv("eval", net, pairs, "--backend", "fake", "--json"))
+    assert {"task", "count", "accuracy", "threshold", "backend", "precision"} <= score.keys()
+    assert (score["count"], score["correct"], score["folds"]) == (9, 9, 3)
+    text = edgecv("eval", net, pairs, "--backend", "fake", "--far", "0.1")
+    assert "accuracy, 3 folds" in text
+    assert "TAR at FAR" in text
+    made = json.loads(
+        edgecv("gallery", "enrol", tmp_path / "door", "anna", tmp_path / "a.png", "-m", net,
+               "--backend", "fake", "--pairs", pairs, "--json")
+    )  # fmt: skip
+    assert made["settings"]["threshold"] == score["threshold"]
+    message = edgecv("gallery", "enrol", tmp_path / "door", "bo", tmp_path / "b.png", "-m", net,
+                     "--threshold", "1", "--pairs", pairs, code=2)  # fmt: skip
+    assert "give one of them" in message

@@ -1,0 +1,47 @@
+"""``edgecv models``: the list, and the layers of one net."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments):
+    command = [sys.executable, "-c", "from edgecv.cli.app import main; main()", "models"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+
+def test_the_list_has_costs_sizes_and_sources():
+    done = run("--json")
+    assert done.returncode == 0
+    models = {model["name"]: model for model in json.loads(done.stdout)["models"]}
+    resnet = models["resnet50"]
+    assert (resnet["parameters"], resnet["macs"]) == (25_557_032, 4_089_184_256)
+    assert resnet["published_top1"] == {"imagenet": 0.7613}
+    assert resnet["sources"]["imagenet"].startswith("https://")
+    assert models["unet"]["task"] == "segment"
+
+
+def test_the_layers_of_a_net():
+    done = run("mobilenetv1", "--layers", "--json")
+    assert done.returncode == 0
+    data = json.loads(done.stdout)
+    assert data["parameters"] == sum(layer["parameters"] for layer in data["layers"]) == 4_231_976
+    assert data["layers"][0]["shape"] == [32, 112, 112]
+    assert len(data["depthwise_separable"]) == 13
+    assert "1 / C_out + 1 / f^2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers"], "needs the name of a model"),
+        (["resnet51"], "did you mean resnet50"),
+        (["mobilnetv1", "--layers"], "did you mean mobilenetv1"),
+    ],
+)
+def test_mistakes(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# A Debian bookworm root for arm64 (what Raspberry Pi OS is made from), and tests/runtime in it, on
+# an x86-64 machine: see README.md. Run as root.
+#   arm64.sh ROOT          make ROOT if it is not there, install the wheel, run the tests
+#   MIRROR=...  PIP_ARGS=...  CPUS="cortex-a72 cortex-a76"  TESTS=...   change what is used
+set -euo pipefail
+root=$(realpath -m "${1:?usage: arm64.sh ROOT}")
+here=$(cd "$(dirname "$0")/../.." && pwd)
+mirror=${MIRROR:-http://deb.debian.org/debian}
+cpus=${CPUS:-cortex-a72 cortex-a76}
+tests=${TESTS:-tests/runtime}
+qemu=$(command -v qemu-aarch64-static) || { echo "apt-get install qemu-user-static" >&2; exit 3; }
+command -v debootstrap >/dev/null || { echo "apt-get install debootstrap" >&2; exit 3; }
+case "$root/" in "$here"/*) echo "$root: keep the root out of the repository" >&2; exit 2 ;; esac
+
+# binfmt_misc lets the kernel start arm64 programs by qemu, also those that they start themselves
+binfmt=/proc/sys/fs/binfmt_misc
+[ -e $binfmt/register ] || mount -t binfmt_misc binfmt_misc $binfmt
+[ -e $binfmt/qemu-aarch64 ] || update-binfmts --enable qemu-aarch64
+
+inside() { # runs a command in the root, as the processor $QEMU_CPU
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
+        QEMU_CPU="${QEMU_CPU:-cortex-a72}" DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"
+}
+
+if [ ! -e "$root/.complete" ]; then
+    debootstrap --foreign --arch=arm64 --variant=minbase \
+        --include=python3,python3-venv,python3-numpy,python3-pil,ca-certificates \
+        bookworm "$root" "$mirror"
+    cp "$qemu" "$root/usr/bin/"
+    inside /debootstrap/debootstrap --second-stage
+    touch "$root/.complete"
+fi
+[ -e "$root/proc/self" ] || mount -t proc proc "$root/proc"
+[ -e "$root/dev/urandom" ] || mount --rbind /dev "$root/dev"
+
+# Wheels are fetched here, where pip is fast, for the processor there: Python 3.11 of bookworm.
+# NumPy and Pillow stay Debian's (1.24 and 9.4), as on the device.
+rm -rf "$root/work" && mkdir -p "$root/work/wheels"
+python3 -m pip wheel -q --no-deps ${PIP_ARGS:-} -w "$root/work/wheels" "$here"
+python3 -m pip download -q ${PIP_ARGS:-} --dest "$root/work/wheels" --only-binary=:all: \
+    --python-version 3.11 --implementation cp --abi cp311 \
+    --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+    --platform manylinux2014_aarch64 --platform manylinux_2_17_aarch64 \
+    'onnxruntime>=1.17.3' 'typer>=0.12' 'rich>=13' pytest pytest-timeout
+rm -f "$root"/work/wheels/numpy-* "$root"/work/wheels/pillow-*
+cp -r "$here/tests" "$here/pyproject.toml" "$here/runtimes" "$root/work/"
+inside python3 -m venv --system-site-packages /work/venv
+inside /work/venv/bin/pip install -q --no-index --no-deps --find-links /work/wheels \
+    $(cd "$root/work/wheels" && ls *.whl | sed 's|^|/work/wheels/|')
+inside /work/venv/bin/python -c "import numpy, onnxruntime, platform
+print(platform.machine(), 'numpy', numpy.__version__, 'onnxruntime', onnxruntime.__version__)"
+
+for cpu in $cpus; do
+    echo "== $tests as $cpu"
+    QEMU_CPU=$cpu inside sh -c "cd /work && EDGECV_EMULATED=1 /work/venv/bin/pytest -p no:cacheprovider $tests"
+done

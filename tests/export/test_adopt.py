@@ -1,0 +1,200 @@
+"""adopt: real third-party files, Ultralytics' notes, and everything that a graph can contradict."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import edgecv
+from edgecv.errors import InputError, RecipeError, SpecError
+from edgecv.export.recipe import list_adoptable, load_recipe
+from edgecv.export.ultralytics import read_note
+from edgecv.measure.ready import READY_MODEL
+from edgecv.onnxgraph import read_header
+from edgecv.spec import read_spec
+from edgecv.workflows.adopt import adopt
+
+NOTE = {
+    "description": "Ultralytics YOLO11n model trained on coco.yaml",
+    "author": "Ultralytics",
+    "license": "AGPL-3.0 License (https://ultralytics.com/license)",
+    "version": "8.3.0",
+    "stride": "32",
+    "task": "detect",
+    "imgsz": "[64, 96]",
+    "names": "{0: 'cat', 1: 'dog', 2: 'cow'}",
+}
+
+
+def net(path, shape, *, size=(64, 96), note=None, outputs=1, dtype=TensorProto.FLOAT):
+    """A graph that gives a constant of ``shape``, whatever picture it is shown."""
+    value = np.linspace(0.1, 0.9, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    if shape[-1] == 6:
+        value[..., 5] = 1  # a class number
+    nodes = [
+        helper.make_node("ReduceMin", ["images"], ["least"], keepdims=0),
+        helper.make_node("Mul", ["least", "zero"], ["nothing"]),
+    ]
+    names = [f"output{i}" for i in range(outputs)]
+    nodes += [helper.make_node("Add", ["value", "nothing"], [name]) for name in names]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("images", dtype, [1, 3, *size])],
+        [helper.make_tensor_value_info(name, dtype, shape) for name in names],
+        [
+            helper.make_tensor("zero", dtype, [], [0.0]),
+            numpy_helper.from_array(value, "value"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    helper.set_model_props(model, note or {})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "recipe", "classes"),
+    [
+        ("yolox_nano_coco", "yolox-nano", 80),
+        ("yunet_n", "yunet", 1),
+        ("rfb320_face", "rfb-320", 1),
+        ("fastestdet_coco", "fastestdet", 80),
+    ],
+)
+def test_the_files_of_others(assets, tmp_path, file, recipe, classes):
+    source = assets / "weights" / f"{file}.onnx"
+    path = tmp_path / "out.onnx"
+    result = adopt(source, recipe=recipe, output=path)
+    assert result.to_dict().keys() >= {"path", "precision", "target", "opset", "size_bytes"}
+    spec = read_spec(path)
+    assert len(spec.labels) == classes
+    assert spec.provenance["weights"]["licence"] == load_recipe(recipe, adopted=True).licence
+    original, adopted = onnx.load(source), onnx.load(path)
+    assert original.graph == adopted.graph  # the graph stays as it is
+    assert edgecv.verify(path).passed
+    with pytest.raises(InputError, match="carries a contract already"):
+        adopt(path, recipe=recipe)
+
+
+def test_every_shipped_recipe_can_be_read():
+    for name in list_adoptable():
+        recipe = load_recipe(name, adopted=True)
+        assert recipe.source == ""
+        assert recipe.licence
+        assert recipe.summary
+
+
+def test_a_recipe_for_adoption_cannot_be_exported():
+    from edgecv.export.recipe import recipe_for, recipes_folder
+
+    with pytest.raises(RecipeError, match="no \\[model\\] to export"):
+        recipe_for(str(recipes_folder() / "adopt" / "yolox.toml"))
+
+
+def test_ultralytics_own_note_is_enough(tmp_path):
+    source = net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE)
+    result = adopt(source, output=tmp_path / "b.onnx")
+    assert result.licence == NOTE["license"]
+    assert result.spec.name == "yolo11n"
+    assert result.spec.labels == ("cat", "dog", "cow")
+    assert (result.spec.preparation.height, result.spec.preparation.width) == (64, 96)
+    assert result.spec.decoding.kind == "yolo-anchor-free"
+    ended = net(tmp_path / "c.onnx", [1, 30, 6], note=NOTE)
+    assert adopt(ended, output=tmp_path / "d.onnx").spec.decoding.kind == "yolo-end2end"
+    classes = net(tmp_path / "e.onnx", [1, 3], note=NOTE | {"task": "classify"})
+    assert adopt(classes, output=tmp_path / "f.onnx").spec.task == "classify"
+
+
+def test_labels_of_the_user_come_before_the_note(tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    source = net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE)
+    spec = adopt(source, labels=tmp_path / "names.txt", output=tmp_path / "b.onnx").spec
+    assert spec.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "recipe", "error", "message"),
+    [
+        ([1, 8, 126], {"note": NOTE}, None, SpecError, "the graph has 4 classes, .* has 3 names"),
+        ([1, 7, 126], {"size": (64, 64), "note": NOTE}, None, SpecError, "takes 64x64 pixels"),
+        ([1, 7, 126], {"note": NOTE | {"task": "pose"}}, None, SpecError, "task 'pose'"),
+        ([1, 7, 126], {"note": NOTE | {"names": "x()"}}, None, SpecError, "not a plain value"),
+        ([1, 7, 126], {"note": NOTE | {"names": "{1: 'a'}"}}, None, SpecError, "0 to n - 1"),
+        ([1, 7, 126], {"note": NOTE | {"imgsz": "'x'"}}, None, SpecError, "expected .height"),
+        ([1, 7, 126], {}, None, RecipeError, "give --recipe NAME"),
+        ([1, 7, 126], {}, "yolo8", RecipeError, "did you mean yolov8"),
+        ([1, 7, 126], {"outputs": 2}, "yolov8", SpecError, "reads 1 outputs .* gives 2"),
+        ([1, 126, 8], {}, "yolox", SpecError, "has 3 classes, .* has 80 names"),
+        ([1, 125, 85], {}, "yolox", SpecError, "are not what yolox .* reads"),
+        ([1, 85, 126], {}, "yolov10", SpecError, "are not what yolo-end2end"),
+        ([1, 126, 85], {}, "yolox-nano", SpecError, "96x64 pixels, the recipe says 416x416"),
+        ([1, 126, 1, 85], {}, "yolov5", SpecError, "are not what yolo-anchors"),
+        ([1, 85, 126], {"outputs": 2, "size": (240, 320)}, "rfb-320", SpecError, "in this order"),
+    ],
+)
+def test_what_the_graph_contradicts_is_an_error(tmp_path, shape, options, recipe, error, message):
+    source = net(tmp_path / "a.onnx", shape, **options)
+    with pytest.raises(error, match=message):
+        adopt(source, recipe=recipe, output=tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_a_recipe_that_misses_an_option_is_named(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'task = "detect"\n[input]\nsize = [64, 96]\nfit = "stretch"\n[output]\ndecode = "yolox"\n'
+        '[labels]\nnames = ["a", "b", "c"]\n'
+    )
+    with pytest.raises(RecipeError, match=r"mine.toml: output.options: yolox .*strides"):
+        adopt(net(tmp_path / "a.onnx", [1, 126, 8]), recipe=str(recipe))
+
+
+def test_weights_in_other_files_are_refused(tmp_path):
+    model = onnx.load(net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE))
+    path = tmp_path / "b.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, size_threshold=0)
+    assert read_header(path).external
+    with pytest.raises(InputError, match="save_as_external_data=False"):
+        adopt(path)
+
+
+def test_the_source_is_never_overwritten_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = net(tmp_path / "yolo11n.onnx", [1, 7, 126], note=NOTE)
+    before = source.read_bytes()
+    assert adopt(source).path.name == "yolo11n-adopted.onnx"
+    assert source.read_bytes() == before
+
+
+def test_the_header_is_what_onnx_reads(assets):
+    for path in [READY_MODEL, *(assets / "weights").glob("*.onnx")]:
+        header, model = read_header(path), onnx.load(path)
+        assert header.opset == model.opset_import[0].version
+        assert header.producer == model.producer_name
+        assert sum(header.operators.values()) == len(model.graph.node)
+        assert header.precision == "fp32"
+        assert not header.external
+
+
+def test_yolov5s_note_has_names_and_stride_only():
+    note = read_note({"names": "['a', 'b']", "stride": "32"}, "x")
+    assert note.names == ("a", "b")
+    assert note.family is None
+    assert read_note({"names": "['a']"}, "x") is None
+
+
+def test_adopting_imports_no_torch_and_no_onnx(tmp_path):
+    source = net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE)
+    code = (
+        "import sys, json; from edgecv.workflows.adopt import adopt\n"
+        f"adopt({str(source)!r}, output={str(tmp_path / 'b.onnx')!r})\n"
+        "print(json.dumps([m for m in ('torch', 'onnx', 'onnx_ir', 'onnxscript') "
+        "if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr
