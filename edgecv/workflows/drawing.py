@@ -1,7 +1,8 @@
 """Answers drawn onto their picture, so that they can be read on any background.
 
-Boxes have a dark rim, points a light and a dark one; each text stands on a plate of its own colour, black or
-white by that colour's brightness, inside the picture and, where there is room, on no other text.
+Boxes have a dark rim, points a light and a dark one; each text stands on a plate of its own
+colour, black or white by that colour's brightness, inside the picture and, where there is room, on
+no other text.
 """
 
 from __future__ import annotations
