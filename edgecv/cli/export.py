@@ -23,7 +23,9 @@ def command(
     weights: Annotated[
         str, typer.Option(metavar="auto|imagenet|bundled|random|FILE", help="Which weights.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(metavar="fp32", help="Of the file.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|fp16", help="Of the file; IO stays FP32.")
+    ] = "fp32",
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 18,
     image_size: Annotated[int | None, typer.Option(help="Input size in pixels.")] = None,
     resize: Annotated[int | None, typer.Option(help="Short side before the crop.")] = None,
@@ -32,6 +34,10 @@ def command(
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of 0 to 1.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
     batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Pictures per run.")] = "1",
+    pixels: Annotated[
+        bool,
+        typer.Option("--pixels-in", help="The file takes uint8 pixels, height x width x channel."),
+    ] = False,
     end2end: Annotated[
         bool, typer.Option("--end2end", help="Decoding and NMS in the graph (detectors).")
     ] = False,
@@ -44,8 +50,6 @@ def command(
     from edgecv.export.recipe import InputOverrides
     from edgecv.workflows.export import export
 
-    if precision != "fp32":
-        raise InputError(f"--precision {precision}: this version of EdgeCV writes fp32 files only")
     out = Output(as_json)
     if name.endswith(".onnx"):
         _append_nms(Path(name), end2end, output, out)
@@ -61,6 +65,8 @@ def command(
             opset=opset,
             batch=_batch(batch),
             end2end=end2end,
+            precision=precision,
+            pixels=pixels,
             output=output,
             progress=progress,
             warn=out.warn,

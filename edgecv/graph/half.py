@@ -1,8 +1,8 @@
 """FP16 in the graph: weights and arithmetic in float16, inputs and outputs as they were.
 
-Which tensors of a node may be float16 is read off its ONNX schema (the scales of a Resize and all of
-NonMaxSuppression may not). Nodes that are to stay in float32 are named by the caller; casts stand
-where the two meet, one per value and direction.
+Which tensors of a node may be float16 is read off its ONNX schema (the scales of a Resize and all
+of NonMaxSuppression may not). Nodes that are to stay in float32 are named by the caller; casts
+stand where the two meet, one per value and direction.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import onnx_ir as ir
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 # Their output's type is an attribute, or their float32 values are exact for a reason
 _STAY = frozenset(
-    ("Constant", "ConstantOfShape", "EyeLike", "Range", "QuantizeLinear", "DequantizeLinear")
-    + ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli")
+    {"Constant", "ConstantOfShape", "EyeLike", "Range", "QuantizeLinear", "DequantizeLinear"}
+    | {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"}
 )
 
 
@@ -103,7 +103,8 @@ def _cast(
         return casts[value, wanted]
     if value.const_value is not None and value.is_initializer():
         name = f"{value.name}:{wanted.name.lower()}"
-        array = value.const_value.numpy().astype(wanted.numpy())
+        with np.errstate(over="ignore"):  # `keep` is there for what overflows
+            array = value.const_value.numpy().astype(wanted.numpy())
         result = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=value.shape)
         graph.register_initializer(result)
     else:

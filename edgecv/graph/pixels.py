@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from edgecv.errors import ExportError
 from edgecv.spec import Preparation
@@ -81,6 +82,7 @@ def pixels_in(
         fold = _integer if integer else _float
         form, error = fold(front, conv, kernel, level)
     front.place()
+    common.RemoveUnusedNodesPass()(model)  # the weights that were replaced
     return PixelsIn(replace(p, layout="nhwc", color=color or p.color), form, error)
 
 
@@ -129,10 +131,7 @@ def _only_convolution(source: ir.Value) -> ir.Node | None:
 
 
 class _Front:
-    """The nodes that come before the net: collected in order, then placed at once.
-
-    ``entry`` is the picture in uint8 ``[N, C, H, W]``.
-    """
+    """The nodes that come before the net: collected in order, then placed at once."""
 
     def __init__(self, model: ir.Model, source: ir.Value) -> None:
         assert source.shape is not None  # _picture_input looked
@@ -145,7 +144,15 @@ class _Front:
             shape=ir.Shape([n, h, w, c]),
         )
         source.name = f"{self._name}:prepared"
-        self.entry = self.add("Transpose", self._pixels, perm=[0, 3, 1, 2])[0]
+
+    def planes(self) -> ir.Value:
+        """The picture in uint8 ``[N, C, H, W]``."""
+        return self.add("Transpose", self._pixels, perm=[0, 3, 1, 2])[0]
+
+    def floats(self) -> ir.Value:
+        """The picture in float32 ``[N, C, H, W]``. TensorRT takes no bytes but those of a Cast."""
+        value = self.add("Cast", self._pixels, to=ir.DataType.FLOAT)[0]
+        return self.add("Transpose", value, perm=[0, 3, 1, 2])[0]
 
     def add(
         self, op: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any
@@ -179,11 +186,10 @@ class _Front:
 def _explicit(
     front: _Front, scale: Floats, level: Floats, swap: tuple[int, ...] | None
 ) -> tuple[str, float]:
-    value = front.entry
+    value = front.floats()
     if swap is not None:
         order = front.constant("order", np.array(swap, np.int64))
         value = front.add("Gather", value, order, axis=1)[0]
-    value = front.add("Cast", value, to=ir.DataType.FLOAT)[0]
     steps = ["Cast"]
     for op, operand, neutral in (("Sub", level, 0.0), ("Mul", scale, 1.0)):
         if not np.all(operand == neutral):
@@ -194,7 +200,7 @@ def _explicit(
 
 
 def _float(front: _Front, conv: ir.Node, kernel: Floats, level: Floats) -> tuple[str, float]:
-    value = front.add("Cast", front.entry, to=ir.DataType.FLOAT)[0]
+    value = front.floats()
     form = "Cast, the rest folded into the first convolution"
     if not level.any() or not any(_pads(conv)):
         _set_weights(front, conv, kernel, -level)
@@ -210,11 +216,15 @@ def _integer(front: _Front, conv: ir.Node, kernel: Floats, level: Floats) -> tup
     # a level outside 0 to 255 pads with the nearest one, and the error says so
     nearest = np.clip(np.rint(level), 0, 255)
     zero = int(np.clip(np.rint(level.mean()), 0, 255))
-    form, value, error = "the pixels are the first convolution's quantized input", front.entry, 0.0
+    form, value, error = (
+        "the pixels are the first convolution's quantized input",
+        front.planes(),
+        0.0,
+    )
     if any(_pads(conv)):
         error = float(np.abs(level - zero).max())
         if (own := float(np.abs(level - nearest).max())) < error:
-            value, error = _pad_channels(front, conv, nearest), own
+            value, error = _pad_channels(front, conv, value, nearest), own
             form += ", each channel padded with its own level"
     one = front.constant("scale", np.array(1.0, np.float32))
     value = front.add(
@@ -225,13 +235,13 @@ def _integer(front: _Front, conv: ir.Node, kernel: Floats, level: Floats) -> tup
     return form, error
 
 
-def _pad_channels(front: _Front, conv: ir.Node, levels: Floats) -> ir.Value:
+def _pad_channels(front: _Front, conv: ir.Node, entry: ir.Value, levels: Floats) -> ir.Value:
     """Pad each channel with its own level, and take the padding off ``conv``."""
     top, left, bottom, right = _pads(conv)
     amounts = np.array((0, 0, top, left, 0, 0, bottom, right), np.int64)
     pads = front.constant("pads", amounts)
     sizes = front.constant("planes", np.ones(len(levels), np.int64))
-    planes = front.add("Split", front.entry, sizes, outputs=len(levels), axis=1)
+    planes = front.add("Split", entry, sizes, outputs=len(levels), axis=1)
     padded = [
         front.add("Pad", plane, pads, front.constant(f"level{i}", np.array(level, np.uint8)))[0]
         for i, (plane, level) in enumerate(zip(planes, levels, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgecv import __version__
-from edgecv.errors import ExportError
+from edgecv.errors import ExportError, InputError
+from edgecv.export.precision import Half, make_half
 from edgecv.export.recipe import InputOverrides, Recipe, recipe_for
 from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to_bytes
 from edgecv.export.weights import ResolvedWeights, load_model, resolve
+from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.measure import selftest
-from edgecv.measure.compare import FP32_MAX_REL, compare, worst
+from edgecv.measure.compare import FP16_MAX_REL, FP32_MAX_REL, compare, worst
 from edgecv.progress import Progress, silent
 from edgecv.runtimes import open_backend
-from edgecv.spec import ModelSpec, TensorSpec, write_spec
+from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import with_nms
 
+RANGES_SEED = 11  # of the pictures on which FP16's headroom is measured
+RANGES_COUNT = 6
+MAX_REL = {"fp32": FP32_MAX_REL, "fp16": FP16_MAX_REL}
 PARITY_SEED = 7  # not the seed of the self-test, nor anything that the tracer saw
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime")
 
@@ -69,18 +74,24 @@ def export(
     opset: int = DEFAULT_OPSET,
     batch: int | None = 1,
     end2end: bool = False,
+    precision: str = "fp32",
+    pixels: bool = False,
     output: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
     """Export ``name`` (a recipe, a recipe file, or a model source) to an ONNX file.
 
-    ``batch`` is a fixed size, or ``None`` for a dynamic one. ``output`` defaults to the recipe's
-    name in the current folder. The file is compared with PyTorch before it gets its name: where
-    the logits differ by more than :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest,
-    nothing is written and :class:`~edgecv.errors.ExportError` is raised. ``end2end`` appends
-    decoding and NMS to a detector's graph (:mod:`edgecv.workflows.end2end`).
+    ``batch`` is a fixed size, or ``None`` for a dynamic one; ``precision`` is ``fp32`` or
+    ``fp16``; with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``. ``output`` defaults to
+    the recipe's name (``NAME-fp16.onnx``) in the current folder. ``end2end`` appends decoding and
+    NMS to a detector's graph (:mod:`edgecv.workflows.end2end`). The file is compared with PyTorch
+    before it gets its name: where the outputs differ by more than
+    :data:`~edgecv.measure.compare.FP32_MAX_REL` or ``FP16_MAX_REL`` of the largest, nothing is
+    written and :class:`~edgecv.errors.ExportError` is raised.
     """
+    if precision not in MAX_REL:
+        raise InputError(f"precision {precision!r} is not one of {', '.join(MAX_REL)}")
     recipe = recipe_for(name, overrides)
     resolved = resolve(recipe, weights, progress)
     if resolved.warning:
@@ -98,14 +109,19 @@ def export(
     progress("exporting", 2, 4)
     shape = (p.channels, p.height, p.width)
     graph = export_module(model, shape, batch=batch, opset=opset, outputs=recipe.outputs)
+    taken = pixels_in(graph, p) if pixels else None
+    prepared = taken.preparation if taken else p
+    half = make_half(graph, _range_feeds(prepared, batch, pixels)) if precision == "fp16" else None
     data = to_bytes(graph)
     nodes: dict[str, int] = {}
     for node in graph.graph:
         nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
     spec = _contract(recipe, resolved, overrides, graph.graph.outputs, model, batch, opset)
-    path = Path(output) if output is not None else Path(f"{recipe.name}.onnx")
+    spec = _as_written(spec, precision, taken, half)
+    suffix = "" if precision == "fp32" else f"-{precision}"
+    path = Path(output) if output is not None else Path(f"{recipe.name}{suffix}.onnx")
     progress("proving parity", 3, 4)
-    spec = replace(spec, parity=_prove(data, spec, model))
+    spec = replace(spec, parity=_prove(data, spec, p, model))
     if end2end:
         data, spec = with_nms(data, spec)
     write_spec(data, spec, path)
@@ -156,6 +172,32 @@ def _contract(
     )
 
 
+def _range_feeds(p: Preparation, batch: int | None, pixels: bool) -> Iterator[NDArray[Any]]:
+    """Batches of seeded pictures, in the form that the graph takes."""
+    feed = selftest.inputs(p, RANGES_SEED, RANGES_COUNT, "uint8" if pixels else "float32")
+    for start in range(RANGES_COUNT):
+        yield np.take(feed, range(start, start + (batch or 1)), axis=0, mode="wrap")
+
+
+def _as_written(
+    spec: ModelSpec, precision: str, taken: PixelsIn | None, half: Half | None
+) -> ModelSpec:
+    """The contract of the FP32 graph, changed as the passes after it changed the graph."""
+    if taken is not None:
+        p, (tensor,) = taken.preparation, spec.inputs
+        shape = (tensor.shape[0], *p.tensor_shape(p.height, p.width))
+        spec = replace(
+            spec,
+            inputs=(TensorSpec(tensor.name, shape, "uint8"),),
+            preparation=p,
+            provenance={**spec.provenance, "pixels_in": taken.to_dict()},
+        )
+    if half is not None:
+        test = {**spec.self_test, "max_rel": FP16_MAX_REL}
+        spec = replace(spec, precision=precision, quantization=half.to_dict(), self_test=test)
+    return spec
+
+
 def _tensor(value: ir.Value) -> TensorSpec:
     assert value.name is not None
     assert value.dtype is not None
@@ -180,8 +222,14 @@ def torch_outputs(
     return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
-def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
-    """Compare the finished bytes with PyTorch in onnxruntime, at batch 1 and 3."""
+def _prove(
+    data: bytes, spec: ModelSpec, preparation: Preparation, model: nn.Module
+) -> dict[str, Any]:
+    """Compare the finished bytes with PyTorch in onnxruntime, at batch 1 and 3.
+
+    Both see the same pictures: the file in its own form, the net under ``preparation``.
+    """
+    allowed, dtype = MAX_REL[spec.precision], spec.inputs[0].dtype
     sizes = (1, 3) if isinstance(spec.inputs[0].shape[0], str) else (spec.inputs[0].shape[0],)
     results = []
     with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
@@ -189,15 +237,20 @@ def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
         write_spec(data, spec, path)
         with open_backend("onnxruntime", path) as candidate:
             for index, size in enumerate(sizes):
-                batch = selftest.inputs(spec.preparation, PARITY_SEED + index, int(size))
-                reference = torch_outputs(model, batch, [t.name for t in spec.outputs])
+                seed, count = PARITY_SEED + index, int(size)
+                reference = torch_outputs(
+                    model,
+                    selftest.inputs(preparation, seed, count),
+                    [t.name for t in spec.outputs],
+                )
+                batch = selftest.inputs(spec.preparation, seed, count, dtype)
                 results.append(compare(candidate.run({INPUT: batch}), reference))
             version = candidate.info.version
     found = worst(results)
-    if found.max_rel > FP32_MAX_REL:
+    if found.max_rel > allowed:
         raise ExportError(
             f"the ONNX graph does not compute what PyTorch does: the outputs differ by "
-            f"{found.max_rel:.2e} of the largest value (allowed {FP32_MAX_REL:g}); nothing was "
+            f"{found.max_rel:.2e} of the largest value (allowed {allowed:g}); nothing was "
             f"written"
         )
     return {
@@ -205,5 +258,5 @@ def _prove(data: bytes, spec: ModelSpec, model: nn.Module) -> dict[str, Any]:
         "reference": f"torch {torch.__version__}",
         "runtime": f"onnxruntime {version}",
         "batches": [int(size) for size in sizes],
-        "tolerance_max_rel": FP32_MAX_REL,
+        "tolerance_max_rel": allowed,
     }
