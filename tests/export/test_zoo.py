@@ -22,7 +22,7 @@ from edgecv.workflows.models import layers_of
 BLOCKS = {"Conv", "Gemm", "Flatten", "GlobalAveragePool"}
 YOLOX = {"Slice", "Concat", "Sigmoid", "Mul", "Add", "MaxPool", "Resize", "Reshape", "Transpose"}
 BOX = {"Clip", "Add", "Sigmoid", "Div", "Mul", "Sub", "Concat", "Slice", "Reshape", "Unsqueeze"}
-BEST = {"Softmax", "ReduceMax", "ArgMax", "Cast"}
+BEST = {"Softmax", "TopK", "Cast"}
 CASES = [
     # name, options, channels, size, what the graph may hold beside BLOCKS
     ("lenet5", {}, 1, 32, {"Relu", "MaxPool"}),
