@@ -15,7 +15,7 @@ from edgecv.errors import InputError, RecipeError, SpecError
 from edgecv.export.recipe import list_adoptable, load_recipe
 from edgecv.export.ultralytics import read_note
 from edgecv.measure.ready import READY_MODEL
-from edgecv.onnxgraph import read_header
+from edgecv.onnxheader import read_header
 from edgecv.spec import read_spec
 from edgecv.workflows.adopt import adopt
 

@@ -21,7 +21,7 @@ from edgecv.runtimes import (
     probe_backends,
 )
 from edgecv.runtimes.base import Probe, RuntimeOptions
-from edgecv.runtimes.onnxgraph import HEAVY
+from edgecv.runtimes.computes import HEAVY
 from edgecv.spec import read_spec, write_spec
 
 USABLE = [name for name, probe in probe_backends().items() if probe.usable]
