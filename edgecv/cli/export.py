@@ -80,7 +80,8 @@ def command(
     out.say(f"wrote {result.path}", "bold")
     out.pairs(
         {
-            "model": f"{spec.name}, {len(spec.labels)} classes",
+            "model": f"{spec.name}, {spec.task}"
+            + (f", {len(spec.labels)} classes" if spec.labels else ""),
             "weights": f"{result.weights.origin}"
             + (f" {result.weights.path.name}" if result.weights.path else "")
             + licence,

@@ -1,4 +1,4 @@
-"""The README's session, run as it stands; its two set-up commands are what .ci/run runs."""
+"""The README's commands, run as they stand; its two set-up commands are what .ci/run runs."""
 
 import os
 import re
@@ -6,11 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).resolve().parents[2] / "README.md"
+
+# names that the README's examples give to what a reader has -> what stands for it here
+YOURS = {
+    "mine.pth": "weights/mobilenet_v2_imagenet.pth",
+    "pictures": "imagenet",
+    "yolox_nano_coco.onnx": "weights/yolox_nano_coco.onnx",
+    "coco": "coco",
+    "mobilefacenet.pt": "weights/mobilefacenet.pt",
+    "yunet_n.onnx": "weights/yunet_n.onnx",
+    "faces": "faces",
+}
 
 
 def shell_block(marker):
-    return re.search(rf"<!-- {marker}.*?```sh\n(.*?)```", README.read_text(), re.S)[1]
+    return re.search(rf"<!-- {marker}\b.*?```sh\n(.*?)```", README.read_text(), re.S)[1]
 
 
 def run(script, folder):
@@ -26,11 +39,56 @@ def run(script, folder):
     return done.stdout
 
 
-def test_the_session_runs_offline_and_sees_a_cat(tmp_path):
-    out = run(shell_block("session"), tmp_path)
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """The folder in which the README's session has been run, and what it printed."""
+    folder = tmp_path_factory.mktemp("session")
+    return folder, run(shell_block("session"), folder)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory, assets):
+    """The folder of a reader who has a checkpoint, pictures and other people's models."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name, source in YOURS.items():
+        (folder / name).symlink_to(assets / source)
+    lines = (assets / "imagenet" / "classes.txt").read_text().splitlines()
+    names = [re.sub(r"^(n\d{8})[\s,]+", "\\1\t", line) for line in lines]
+    (folder / "mine.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+def test_the_session_runs_offline_and_sees_a_cat(session):
+    folder, out = session
     assert "samples/cat.jpg: cat" in out
     block = re.search(r"```python\n(.*?)```", README.read_text(), re.S)[1]
-    run(f"python - <<'CODE'\n{block}\nCODE", tmp_path)
+    run(f"python - <<'CODE'\n{block}\nCODE", folder)
+
+
+def test_the_runtimes_part_goes_on_from_the_session(session):
+    folder, _ = session
+    run(shell_block("runtimes"), folder)
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_your_own_checkpoint_then_int8(reader):
+    out = run(shell_block("yours"), reader)
+    assert "500" not in out or "passed" in out
+    assert (reader / "mobilenetv2-fp16.onnx").is_file()
+    out = run(shell_block("int8"), reader)
+    assert "52 QLinearConv" in out
+
+
+def test_other_peoples_models(reader):
+    out = run(shell_block("others"), reader)
+    assert "AP" in out
+    assert len(list((reader / "drawn").glob("*.jpg"))) == 128
+
+
+def test_faces(reader):
+    out = run(shell_block("faces"), reader)
+    assert "300 of 300" in out or "100.00%" in out
+    assert "anna" in out
 
 
 def test_the_main_command_works_in_an_environment_that_is_set_up(tmp_path):
@@ -49,4 +107,4 @@ def test_every_edgecv_command_of_the_readme_exists():
     known = set(get_command(app).commands)
     used = set(re.findall(r"^edgecv ([a-z]+)", README.read_text(), re.M))
     assert used <= known
-    assert len(used) >= 6
+    assert len(used) >= 12
