@@ -136,9 +136,9 @@ def choose(
 def _best(histogram: Histogram, policy: Policy, methods: Sequence[str]) -> Range:
     proposals = {"minmax": [(histogram.lo, histogram.hi)]}
     if "percentile" in methods:
-        proposals["percentile"] = [_percentile(histogram, p) for p in (0.9999, 0.99999)]
+        proposals["percentile"] = [percentile(histogram, p) for p in (0.9999, 0.99999)]
     if "mse" in methods:
-        proposals["mse"] = [_mse(histogram, policy)]
+        proposals["mse"] = [least_squares(histogram, policy)]
     if "entropy" in methods:
         proposals["entropy"] = [_entropy(histogram, policy)]
     best, least = Range(histogram.lo, histogram.hi), math.inf
@@ -173,7 +173,7 @@ def squared_error(histogram: Histogram, found: Affine) -> float:
     return float((histogram.counts * noise).sum())
 
 
-def _percentile(histogram: Histogram, share: float) -> tuple[float, float]:
+def percentile(histogram: Histogram, share: float) -> tuple[float, float]:
     total = np.cumsum(histogram.counts)
     tail = (1 - share) / 2 * total[-1]
     step = (histogram.hi - histogram.lo) / BINS
@@ -182,7 +182,7 @@ def _percentile(histogram: Histogram, share: float) -> tuple[float, float]:
     return histogram.lo + first * step, histogram.lo + (last + 1) * step
 
 
-def _mse(histogram: Histogram, policy: Policy) -> tuple[float, float]:
+def least_squares(histogram: Histogram, policy: Policy) -> tuple[float, float]:
     """Search both ends in turn: the error of one end hardly depends on the other."""
     lo, hi = histogram.lo, histogram.hi
     for _ in range(2):

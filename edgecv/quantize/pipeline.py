@@ -15,8 +15,10 @@ from edgecv.quantize.grid import align_input
 from edgecv.quantize.place import place
 from edgecv.quantize.ranges import Range
 from edgecv.quantize.run import Batches
+from edgecv.quantize.sensitivity import Error, PutBack, measure, put_back, relative_error
 from edgecv.quantize.structure import Plan, origin, plan
 from edgecv.quantize.targets import Policy
+from edgecv.quantize.unify import unify
 from edgecv.spec import Preparation
 
 
@@ -33,12 +35,27 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Search:
+    """What "right" means to the search for ranges and for layers to put back.
+
+    ``error`` judges the outputs of one of the few ``batches``; ``limit`` is the sum of errors up
+    to which tensors stay quantized.
+    """
+
+    batches: Batches
+    error: Error = relative_error
+    limit: float = 0.05
+
+
+@dataclass(frozen=True)
 class Quantized:
-    """``model`` in integers, and what was decided on the way: a range per quantized value."""
+    """``model`` in integers, and what was decided on the way: a range per quantized value, and
+    what computes in float after all."""
 
     model: ir.Model
     plan: Plan
     ranges: Mapping[str, Range]
+    put_back: PutBack | None = None
 
 
 def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: bool) -> Prepared:
@@ -68,12 +85,15 @@ def quantize_graph(
     batches: Batches,
     *,
     keep_float: Collection[str] = (),
+    search: Search | None = None,
     progress: Progress = silent,
 ) -> Quantized:
     """Calibrate ``ready.model`` on ``batches`` and quantize a copy of it for ``policy``.
 
     ``keep_float`` names nodes that stay as they are; an unknown one is a
-    :class:`~edgecv.errors.QuantizeError`.
+    :class:`~edgecv.errors.QuantizeError`. With ``search`` the ranges are those that do the least
+    harm at the outputs, and layers are put back to float; without it each tensor's own error
+    decides, which takes two runs over the pictures.
     """
     model = ready.model
     names = {node.name for node in model.graph}
@@ -94,5 +114,27 @@ def quantize_graph(
     )
     found = extremes(model, list(wanted), batches, progress)
     measured = histograms(model, found, batches, progress)
-    ranges = {**choose(measured, policy), **ready.fixed}
-    return Quantized(place(model, policy, ranges, keep_float), chosen, ranges)
+    if search is None:
+        ranges = {**choose(measured, policy), **ready.fixed}
+        return Quantized(place(model, policy, ranges, keep_float), chosen, ranges)
+    sensitive = measure(
+        model,
+        policy,
+        measured,
+        search.batches,
+        error=search.error,
+        whole=_ends(model, chosen),
+        progress=progress,
+    )
+    back = put_back(model, policy, sensitive, search.limit, keep_float)
+    spans = unify(model, {name: item.range for name, item in sensitive.items()})
+    ranges = {**spans, **ready.fixed}
+    chosen = plan(model, policy, tuple(back.nodes))
+    return Quantized(place(model, policy, ranges, tuple(back.nodes)), chosen, ranges, back)
+
+
+def _ends(model: ir.Model, chosen: Plan) -> list[str]:
+    """Quantized values that nothing quantized reads: the logits and boxes, which are not cut."""
+    readers = {value for unit in chosen.units for value in unit.node.inputs}
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    return [n for n in chosen.values if n in values and values[n] not in readers]

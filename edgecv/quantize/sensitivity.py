@@ -1,270 +1,256 @@
-"""What each layer costs: its own error in one streaming pass, and which to put back to float.
+"""How much each tensor's quantization moves the answer, and what is put back to float for it.
 
-:func:`layer_errors` runs the float net once over the pictures. Beside each layer stands its
-integer form, fed with the float input: what differs is the error that this layer brings, not what
-it inherited. :func:`put_back` then gives the worst layers back their floats, by what that really
-gains at the output (measured, for the candidates) for what it costs in multiply-adds, until the
-accuracy is inside the bound.
+Each tensor is quantized alone, in every range proposed for it, and the net's own outputs say what
+that does: a squared error inside the net weighs a rare large logit, which is the detection, like
+any other value, and picks ranges that lose it. Errors of single tensors add up to the error of the
+whole, as far as they are independent and small, so the largest are removed until what is left is
+small enough.
+
+A tensor is freed of its integers when what makes it and what reads it compute in float. A layer
+and the activation behind it go together, since a float convolution whose output is quantized at
+once would have gained nothing.
+
+SiLU, ``x * sigmoid(x)``, is close to zero below -6 (-0.015 there), whatever ``x`` is. So a range
+for ``x`` that ends there is proposed too: the levels that long negative tails would take are
+better spent above.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgecv.progress import Progress, silent
-from edgecv.quantize.place import place
-from edgecv.quantize.ranges import Array, Ranges
+from edgecv.quantize.calibrate import Histogram, least_squares, percentile
+from edgecv.quantize.ranges import Array, Range, affine
 from edgecv.quantize.run import Batches, Probe
-from edgecv.quantize.structure import Unit, constant, plan, weight_axis
-from edgecv.quantize.targets import Policy
+from edgecv.quantize.structure import plan
+from edgecv.quantize.targets import MAC, Policy
 
-PICTURES = 8  # on which each layer's effect at the output is measured
+SILU_LOW = -6.0
+SHARES = (0.9999, 0.999)  # of the values that a percentile range keeps
+# Tensors below this share of the summed error keep the first proposal: the order in which they
+# would be ranked is noise, and each further one costs a run over the pictures.
+NEGLIGIBLE = 1e-3
+_ELEMENTWISE = frozenset(
+    {"Relu", "Clip", "Sigmoid", "Mul", "HardSigmoid", "HardSwish", "LeakyRelu"}
+)
+
+Outputs = Mapping[str, Array]
+Error = Callable[[Outputs, Outputs], float]  # (reference, candidate) of one batch
 
 
 @dataclass(frozen=True)
-class LayerError:
-    """One layer's own error: signal to noise at its output in dB, and its multiply-adds."""
+class Sensitivity:
+    """One tensor: the range that does the least harm, and the error that it alone brings."""
 
-    name: str
-    operator: str
-    sqnr_db: float
-    macs: int
+    value: str
+    range: Range
+    error: float
 
 
 @dataclass(frozen=True)
 class PutBack:
-    """One layer that computes in float again.
+    """``nodes`` compute in float, each for the tensor that it was put back for."""
 
-    ``output_sqnr_db`` is the SQNR at the model's output with this layer alone in integers: how
-    loud it was.
+    nodes: dict[str, str]
+    before: float  # the sum of the errors of all quantized tensors
+    after: float
+
+
+def relative_error(reference: Outputs, candidate: Outputs) -> float:
+    """The squared error over the reference's square, the mean of the outputs."""
+    errors = []
+    for name, wanted in reference.items():
+        power = float(np.square(wanted, dtype=np.float64).sum())
+        noise = float(np.square(candidate[name] - wanted, dtype=np.float64).sum())
+        errors.append(noise / max(power, 1e-30))
+    return float(np.mean(errors))
+
+
+def detection_error(boxes: slice, scores: Callable[[Array], Array]) -> Error:
+    """The error of a head that has boxes and scores in one tensor ``[N, anchors, columns]``.
+
+    ``scores(rows)`` gives ``[anchors, classes]`` of 0 to 1 from ``[anchors, columns]``. Scores
+    count by their relative squared error, ``boxes`` by their squared error under the best score
+    of their anchor: an anchor that says nothing may say it from anywhere.
     """
 
-    name: str
-    output_sqnr_db: float
-    macs: int
+    def error(reference: Outputs, candidate: Outputs) -> float:
+        total = []
+        for name, wanted in reference.items():
+            rows, found = (a.reshape(-1, a.shape[-1]) for a in (wanted, candidate[name]))
+            good, other = scores(rows), scores(found)
+            weight = good.max(axis=1)
+            shift = np.square(rows[:, boxes] - found[:, boxes]).sum(axis=1)
+            total.append(
+                np.square(good - other).sum() / max(float(np.square(good).sum()), 1e-30)
+                + (weight * shift).sum() / max(float(weight.sum()), 1e-30)
+            )
+        return float(np.mean(total))
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    return error
 
 
-def layer_errors(
+def measure(
     model: ir.Model,
     policy: Policy,
-    ranges: Ranges,
+    histograms: Mapping[str, Histogram],
     batches: Batches,
+    *,
+    error: Error = relative_error,
+    whole: Collection[str] = (),
     progress: Progress = silent,
-) -> tuple[LayerError, ...]:
-    """Every layer's own error, worst first (ties: graph order). One pass, batch by batch."""
-    units = plan(model, policy).units
-    probe = Probe(_beside(model, policy, ranges, units), [])
-    totals = np.zeros((len(units), 2))
-    for number, batch in enumerate(batches()):
-        found = probe(batch)
-        for index in range(len(units)):
-            totals[index] += float(found[_noise(index)]), float(found[_signal(index)])
-        progress("errors of layers", number + 1, 0)
-    errors = [
-        LayerError(unit.name, unit.node.op_type, _db(signal, noise), macs(unit))
-        for unit, (noise, signal) in zip(units, totals, strict=True)
-    ]
-    return tuple(sorted(errors, key=lambda error: error.sqnr_db))
+) -> dict[str, Sensitivity]:
+    """The best range of every value that ``policy`` quantizes, by the error at the outputs.
+
+    ``whole`` values, and the outputs of a Sigmoid, have one proposal: their full range. The
+    pictures of ``batches`` are run once for each proposal, so a few are enough.
+    """
+    pictures = list(batches())
+    net = Probe(model)
+    references = [net(picture) for picture in pictures]
+    values = {v.name or "": v for v in (*model.graph.inputs, *_outputs(model))}
+    names = [name for name in plan(model, policy).values if name in histograms]
+
+    def harm(name: str, span: Range) -> float:
+        probe = Probe(_with_one_quantized(model, name, span, policy), net.names)
+        pairs = zip(references, pictures, strict=True)
+        return float(np.mean([error(reference, probe(p)) for reference, p in pairs]))
+
+    proposals = {
+        name: _proposals(values[name], histograms[name], policy, name in whole) for name in names
+    }
+    found: dict[str, Sensitivity] = {}
+    for number, name in enumerate(names):
+        first = proposals[name][0]
+        found[name] = Sensitivity(name, first, harm(name, first))
+        progress("sensitivity", number + 1, len(names))
+    floor = NEGLIGIBLE * sum(item.error for item in found.values())
+    for name in names:
+        if found[name].error <= floor:
+            continue
+        for span in proposals[name][1:]:
+            if (got := harm(name, span)) < found[name].error:
+                found[name] = Sensitivity(name, span, got)
+    return found
 
 
 def put_back(
-    build: Callable[[Collection[str]], ir.Model],
     model: ir.Model,
     policy: Policy,
-    ranges: Ranges,
-    batches: Batches,
-    drop: Callable[[ir.Model], float],
-    max_drop: float,
-    progress: Progress = silent,
-) -> tuple[ir.Model, tuple[PutBack, ...], float]:
-    """The quantized model with as few layers in float as keep ``drop`` within ``max_drop``.
+    found: Mapping[str, Sensitivity],
+    limit: float,
+    keep_float: Collection[str] = (),
+) -> PutBack:
+    """Free the tensors of the largest errors until the others' sum is at most ``limit``.
 
-    ``build`` quantizes with the layers named left in float; ``drop`` is the accuracy proxy, in
-    points. Layers of the float ``model`` are ranked by the noise that each alone brings to the
-    output (their own error does not tell: the first layers of MobileNetV2 are the cleanest of
-    all and the loudest at the output), per multiply-add, and the shortest prefix of that order
-    that suffices is found by doubling and bisection. Returns the model, what was put back, and
-    its drop; where nothing suffices, the best that was found: the caller compares.
+    ``keep_float`` nodes are float to begin with. Ties go to the tensor that comes first.
     """
-    whole = build(())
-    lost = drop(whole)
-    if lost <= max_drop:
-        return whole, (), lost
-    order = _rank(model, policy, ranges, batches, progress)
-    tried: dict[int, tuple[ir.Model, float]] = {0: (whole, lost)}
-
-    def attempt(count: int) -> float:
-        if count not in tried:
-            candidate = build([entry.name for entry in order[:count]])
-            tried[count] = candidate, drop(candidate)
-            progress("layers put back", count, len(order))
-        return tried[count][1]
-
-    low, high = 0, 1
-    while high < len(order) and attempt(high) > max_drop:
-        low, high = high, min(2 * high, len(order))
-    attempt(high := min(high, len(order)))
-    while high - low > 1:
-        middle = (low + high) // 2
-        if attempt(middle) <= max_drop:
-            high = middle
-        else:
-            low = middle
-    enough = [count for count, (_, points) in tried.items() if points <= max_drop]
-    count = min(enough) if enough else min(tried, key=lambda n: (tried[n][1], n))
-    return tried[count][0], tuple(order[:count]), tried[count][1]
+    makers = {v.name or "": v for v in _outputs(model)}
+    kept = dict.fromkeys(keep_float, "asked for")
+    left = _quantized(model, policy, found, kept)
+    before = sum(item.error for item in left)
+    stuck: set[str] = set()
+    while sum(item.error for item in left) > limit:
+        free = [item for item in left if item.value not in stuck]
+        if not free:
+            break
+        worst = max(free, key=lambda item: item.error)
+        stuck.add(worst.value)  # an input of the net, say, is read by what was freed already
+        for node in _around(makers.get(worst.value), model, worst.value):
+            kept.setdefault(node, worst.value)
+        left = _quantized(model, policy, found, kept)
+    return PutBack(kept, before, sum(item.error for item in left))
 
 
-def macs(unit: Unit) -> int:
-    """Multiply-adds of one picture through ``unit``; of other operators their output's size."""
-    shape = unit.output.shape
-    sizes = [size for size in (shape or ())[1:] if isinstance(size, int)]
-    outputs = int(math.prod(sizes))
-    weight = constant(unit.node.inputs[1]) if unit.is_mac else None
-    if weight is None:
-        return outputs
-    if unit.node.op_type == "Conv":
-        return outputs * int(math.prod(weight.shape[1:]))
-    return outputs * int(weight.size // max(1, weight.shape[weight_axis(unit.node)]))
+def _quantized(
+    model: ir.Model, policy: Policy, found: Mapping[str, Sensitivity], kept: Mapping[str, str]
+) -> list[Sensitivity]:
+    return [found[name] for name in plan(model, policy, tuple(kept)).values if name in found]
 
 
-def _rank(
-    model: ir.Model,
-    policy: Policy,
-    ranges: Ranges,
-    batches: Batches,
-    progress: Progress,
-) -> list[PutBack]:
-    """Layers by the noise that each alone brings to the output, per multiply-add."""
-    pictures = list(_first(batches(), PICTURES))
-    expected = Probe(model).over(pictures)
-    units = plan(model, policy).units
-    names = [unit.name for unit in units]
-    entries = []
-    for number, unit in enumerate(units):
-        alone = place(model, policy, ranges, [name for name in names if name != unit.name])
-        found = _output_db(alone, expected, pictures)
-        if found < math.inf:
-            entries.append(PutBack(unit.name, round(found, 2), macs(unit)))
-        progress("effects at the output", number + 1, len(units))
-    # a small layer costs at least its two conversions, worth about a million multiply-adds
-    return sorted(
-        entries, key=lambda entry: -(10 ** (-entry.output_sqnr_db / 10)) / (entry.macs + 1_000_000)
+def _outputs(model: ir.Model) -> list[ir.Value]:
+    return [value for node in model.graph for value in node.outputs]
+
+
+def _around(value: ir.Value | None, model: ir.Model, name: str) -> list[str]:
+    """The layers that make and that read a value, each with its activation."""
+    if value is None:
+        value = next(v for v in model.graph.inputs if v.name == name)
+    producer = value.producer()
+    nodes = [] if producer is None else _layer(producer)
+    for consumer in value.consumers():
+        nodes += _layer(consumer)
+    return list(dict.fromkeys(node.name or "" for node in nodes))
+
+
+def _layer(node: ir.Node) -> list[ir.Node]:
+    """The MAC operator of ``node`` and the elementwise operators behind it; else ``node`` alone."""
+    root: ir.Node | None = node
+    while root is not None and root.op_type in _ELEMENTWISE:
+        source = root.inputs[0]
+        root = None if source is None else source.producer()
+    if root is None or root.op_type not in MAC:
+        return [node]
+    layer, inside = [root], set(root.outputs)
+    queue = list(root.outputs[0].consumers())
+    while queue:
+        after = queue.pop(0)
+        dynamic = [v for v in after.inputs if v is not None and not v.is_initializer()]
+        if after.op_type in _ELEMENTWISE and after not in layer and inside.issuperset(dynamic):
+            layer.append(after)
+            inside.update(after.outputs)
+            queue += after.outputs[0].consumers()
+    return layer
+
+
+def _proposals(
+    value: ir.Value, histogram: Histogram, policy: Policy, whole: bool
+) -> Sequence[Range]:
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Sigmoid":
+        return [Range(0.0, 255 / 256, "sigmoid")]  # a step of 1 / 256, whatever the pictures were
+    full = Range(histogram.lo, histogram.hi)
+    if whole:
+        return [full]
+    spans = [Range(*percentile(histogram, share), "percentile") for share in SHARES]
+    spans += [full, Range(*least_squares(histogram, policy), "mse")]
+    if any(node.op_type == "Sigmoid" for node in value.consumers()) and histogram.lo < SILU_LOW:
+        spans = [
+            Range(max(span.lo, low), span.hi, span.method + ("" if low == span.lo else "+silu"))
+            for span in spans
+            for low in dict.fromkeys((max(span.lo, SILU_LOW), span.lo))
+        ]
+    return spans
+
+
+def _with_one_quantized(model: ir.Model, name: str, span: Range, policy: Policy) -> ir.Model:
+    clone = model.clone()
+    values = {v.name: v for v in (*clone.graph.inputs, *_outputs(clone))}
+    value, found = values[name], affine(span, policy)
+    scale = _initializer(clone, "probe.scale", np.asarray(found.scale, np.float32))
+    zero = _initializer(clone, "probe.zero", np.asarray(found.zero_point, found.dtype))
+    users = [(node, index) for node, index in value.uses()]
+    to_int = ir.node("QuantizeLinear", [value, scale, zero], name="probe/Q")
+    to_real = ir.node("DequantizeLinear", [to_int.outputs[0], scale, zero], name="probe/DQ")
+    to_int.outputs[0].name, to_real.outputs[0].name = "probe.int", "probe.real"
+    for node, index in users:
+        node.replace_input_with(index, to_real.outputs[0])
+    clone.graph.extend([to_int, to_real])
+    clone.graph.sort()
+    return clone
+
+
+def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        shape=ir.Shape(array.shape),
+        const_value=ir.tensor(array, name=name),
     )
-
-
-def _output_db(model: ir.Model, expected: Mapping[str, Array], pictures: Sequence[Array]) -> float:
-    """SQNR over all outputs; of several the worst, as a weak output is a weak model."""
-    found = Probe(model).over(pictures)
-    return min(
-        _db(float(np.square(e, dtype=np.float64).sum()),
-            float(np.square(found[name].astype(np.float64) - e).sum()))
-        for name, e in expected.items()
-    )  # fmt: skip
-
-
-def _first(batches: Iterator[Array], count: int) -> Iterator[Array]:
-    seen = 0
-    for batch in batches:
-        yield batch
-        seen += len(batch)
-        if seen >= count:
-            return
-
-
-def _beside(model: ir.Model, policy: Policy, ranges: Ranges, units: Sequence[Unit]) -> ir.Model:
-    """The float net with each unit's integer form beside it, and their difference as outputs."""
-    whole, integers = model.clone(), place(model, policy, ranges)
-    graph = whole.graph
-    values = {v.name: v for v in (*graph.inputs, *(v for n in graph for v in n.outputs))}
-    placed = {node.name: node for node in integers.graph}
-    produced = {v.name: n for n in integers.graph for v in n.outputs}
-    graph.outputs.clear()
-    for index, unit in enumerate(units):
-        prefix = f"beside{index}/"
-        copies: dict[str, ir.Value] = {}
-        node = placed[unit.name]
-        last = placed[unit.activation.name] if unit.activation is not None else node
-        result = _copy(last, graph, values, produced, prefix, copies, node)
-        output = unit.output.name or ""
-        for after in last.outputs[0].consumers():
-            if after.op_type == "QuantizeLinear" and f"{output}.int" == after.outputs[0].name:
-                back = after.outputs[0].consumers()[0]
-                copies[last.outputs[0].name or ""] = result
-                result = _copy(back, graph, values, produced, prefix, copies, node)
-        truth = values[output]
-        difference = ir.node("Sub", [result, truth], name=f"{prefix}Sub")
-        noise = ir.node("ReduceSumSquare", [difference.outputs[0]], {"keepdims": 0})
-        signal = ir.node("ReduceSumSquare", [truth], {"keepdims": 0})
-        for reducer, name in ((noise, _noise(index)), (signal, _signal(index))):
-            reducer.name = reducer.outputs[0].name = name
-            reducer.outputs[0].type, reducer.outputs[0].shape = truth.type, ir.Shape([])
-            graph.outputs.append(reducer.outputs[0])
-        difference.outputs[0].name = f"{prefix}difference"
-        graph.extend([difference, noise, signal])
-    graph.sort()
-    return whole
-
-
-def _copy(
-    node: ir.Node,
-    graph: ir.Graph,
-    values: Mapping[str | None, ir.Value],
-    produced: Mapping[str | None, ir.Node],
-    prefix: str,
-    copies: dict[str, ir.Value],
-    core: ir.Node,
-) -> ir.Value:
-    """``node`` and the Q/DQ nodes before it, copied into ``graph`` on the float net's values."""
-    inputs: list[ir.Value | None] = []
-    for value in node.inputs:
-        if value is None:
-            inputs.append(None)
-            continue
-        name = value.name or ""
-        before = produced.get(name)
-        if name in copies:
-            inputs.append(copies[name])
-        elif value.is_initializer():
-            if name not in graph.initializers:
-                graph.register_initializer(
-                    ir.Value(name=name, shape=value.shape, type=value.type,
-                             const_value=value.const_value)
-                )  # fmt: skip
-            inputs.append(graph.initializers[name])
-        elif before is not None and (
-            before.op_type in ("QuantizeLinear", "DequantizeLinear") or before is core
-        ):
-            copied = _copy(before, graph, values, produced, prefix, copies, core)
-            inputs.append(copied)
-        else:
-            inputs.append(values[name.removesuffix(".real")])
-    copy = ir.node(node.op_type, inputs, node.attributes, domain=node.domain,
-                   num_outputs=len(node.outputs), name=f"{prefix}{node.name}")  # fmt: skip
-    for mine, theirs in zip(copy.outputs, node.outputs, strict=True):
-        mine.name = f"{prefix}{theirs.name}"
-        mine.type, mine.shape = theirs.type, theirs.shape
-        copies[theirs.name or ""] = mine
-    graph.append(copy)
-    return copy.outputs[0]
-
-
-def _noise(index: int) -> str:
-    return f"noise{index}"
-
-
-def _signal(index: int) -> str:
-    return f"signal{index}"
-
-
-def _db(signal: float, noise: float) -> float:
-    return math.inf if noise <= 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    model.graph.register_initializer(value)
+    return value

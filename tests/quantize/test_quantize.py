@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from edgecv.errors import InputError, QuantizeError
-from edgecv.quantize import calibrate, sensitivity
+from edgecv.quantize import calibrate, layers
 from edgecv.quantize.calibrate import METHODS, Histogram
 from edgecv.quantize.place import place
 from edgecv.quantize.ranges import Range, affine, quantize_weight, weight_scales
@@ -158,10 +158,10 @@ def test_weights_round_to_half_a_step_and_zero_channels_survive():
 
 def test_the_error_of_a_layer_is_its_own(net, batches):
     ranges = dict(ranges_of(net, X86, batches))
-    errors = {e.name: e for e in sensitivity.layer_errors(net, X86, ranges, batches)}
+    errors = {e.name: e for e in layers.layer_errors(net, X86, ranges, batches)}
     assert set(errors) == {unit.name for unit in plan(net, X86).units}
     ranges["pw"] = Range(-0.05, 0.05)  # cut off nearly all of one layer's output
-    worse = sensitivity.layer_errors(net, X86, ranges, batches)
+    worse = layers.layer_errors(net, X86, ranges, batches)
     assert worse[0].name == "pw/Conv"
     changed = {e.name for e in worse if abs(e.sqnr_db - errors[e.name].sqnr_db) > 1}
     assert changed == {"pw/Conv", "sum/Add"}  # who writes that value and who reads it
@@ -179,11 +179,11 @@ def test_layers_are_put_back_until_the_drop_is_inside(net, batches):
         return -sqnr(model, net, batches)
 
     limit = drop(build(())) - 3
-    model, kept, after = sensitivity.put_back(build, net, X86, ranges, batches, drop, limit)
+    model, kept, after = layers.put_back(build, net, X86, ranges, batches, drop, limit)
     assert after <= limit
     assert kept
     assert sqnr(model, net, batches) == pytest.approx(-after)
-    same, none, _ = sensitivity.put_back(build, net, X86, ranges, batches, drop, 1e9)
+    same, none, _ = layers.put_back(build, net, X86, ranges, batches, drop, 1e9)
     assert none == ()
     assert bytes_of(same) == bytes_of(build(()))
 
