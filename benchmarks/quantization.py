@@ -1,7 +1,7 @@
 """INT8 of a classifier against onnxruntime's own quantizer, over seeded splits of one picture set.
 
     edgecv export mobilenetv2 --weights W.pth --mean 0.5 --std 0.5 --resize 256 -o mobilenetv2.onnx
-    python benchmarks/quantization.py mobilenetv2.onnx PICTURES -o benchmarks/results/quantization.json
+    python benchmarks/quantization.py mobilenetv2.onnx PICTURES -o quantization.json
 
 PICTURES is a folder per class. Of each split 100 pictures calibrate and the others are scored: the
 share of answers equal to FP32's, the top-1 points lost, and the SQNR of the logits, all in
