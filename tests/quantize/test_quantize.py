@@ -53,6 +53,11 @@ def test_nothing_is_left_in_float_for_onnxruntime(net, batches):
     assert after.integer["QLinearAdd"] == 1
 
 
+def test_the_floats_do_not_stay_in_the_file(net, batches):
+    model = place(net, X86, ranges_of(net, X86, batches))
+    assert not {"stem_w", "dw_w", "pw_w", "fc_w"} & set(model.graph.initializers)
+
+
 def test_nodes_kept_in_float_are_found_by_the_readback(net, batches):
     """Neighbours: a lone float Conv between DequantizeLinear and QuantizeLinear is made an
     integer one by onnxruntime itself (its WeightBiasQuantization, seen in 1.32)."""
