@@ -187,11 +187,11 @@ def least_squares(histogram: Histogram, policy: Policy) -> tuple[float, float]:
     lo, hi = histogram.lo, histogram.hi
     for _ in range(2):
         hi = min(
-            (histogram.hi * f for f in np.linspace(0.3, 1.0, 71)),
+            (histogram.hi * f for f in np.linspace(1.0, 0.3, 71)),
             key=lambda v: squared_error(histogram, affine(Range(lo, float(v)), policy)),
         )
         lo = min(
-            (histogram.lo * f for f in np.linspace(0.3, 1.0, 71)),
+            (histogram.lo * f for f in np.linspace(1.0, 0.3, 71)),
             key=lambda v: squared_error(histogram, affine(Range(float(v), hi), policy)),
         )
         if histogram.lo == 0 or histogram.hi == 0:

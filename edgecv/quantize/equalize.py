@@ -30,7 +30,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgecv.quantize.calibrate import Extremes
-from edgecv.quantize.structure import clip_bounds, constant, new_initializer
+from edgecv.quantize.structure import clip_bounds, constant, replace_constant
 
 MARGIN = 1.1  # how far above the largest value seen a bounded channel may still go
 STRENGTH = 1.0  # 1: every channel to the full range, 0: nothing
@@ -211,14 +211,3 @@ def _along(factors: Scales, rank: int, axis: int) -> NDArray[np.float64]:
     shape = [1] * rank
     shape[axis] = -1
     return factors.astype(np.float64).reshape(shape)
-
-
-def replace_constant(node: ir.Node, index: int, array: NDArray[np.float32]) -> None:
-    """Give ``node`` an initializer of its own with new numbers, under the name of the old one."""
-    old = node.inputs[index]
-    graph = node.graph
-    assert old is not None and old.name is not None and isinstance(graph, ir.Graph)  # noqa: PT018
-    if len(old.uses()) > 1:  # shared: the others keep theirs
-        node.replace_input_with(index, new_initializer(graph, f"{node.name}.{index}", array))
-    else:
-        old.const_value = ir.tensor(array, name=old.name)

@@ -19,9 +19,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from edgecv.quantize.equalize import replace_constant
 from edgecv.quantize.ranges import Range
-from edgecv.quantize.structure import constant, new_initializer
+from edgecv.quantize.structure import constant, new_initializer, replace_constant
 from edgecv.spec import Preparation
 
 

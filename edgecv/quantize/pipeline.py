@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 
@@ -11,15 +13,18 @@ from edgecv.errors import QuantizeError
 from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import choose, extremes, histograms
+from edgecv.quantize.correct import correct
 from edgecv.quantize.grid import align_input
 from edgecv.quantize.place import place
-from edgecv.quantize.ranges import Range
+from edgecv.quantize.ranges import Array, Range
 from edgecv.quantize.run import Batches
 from edgecv.quantize.sensitivity import Error, PutBack, measure, put_back, relative_error
 from edgecv.quantize.structure import Plan, origin, plan
 from edgecv.quantize.targets import Policy
 from edgecv.quantize.unify import unify
 from edgecv.spec import Preparation
+
+CORRECTION = 32  # batches that measure the shifts of means, each over all positions of a layer
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ def quantize_graph(
     measured = histograms(model, found, batches, progress)
     if search is None:
         ranges = {**choose(measured, policy), **ready.fixed}
-        return Quantized(place(model, policy, ranges, keep_float), chosen, ranges)
+        few = partial(_first, batches, CORRECTION)
+        corrected = correct(model, policy, ranges, few, keep_float, progress)
+        return Quantized(place(corrected, policy, ranges, keep_float), chosen, ranges)
     sensitive = measure(
         model,
         policy,
@@ -131,6 +138,10 @@ def quantize_graph(
     ranges = {**spans, **ready.fixed}
     chosen = plan(model, policy, tuple(back.nodes))
     return Quantized(place(model, policy, ranges, tuple(back.nodes)), chosen, ranges, back)
+
+
+def _first(batches: Batches, count: int) -> Iterator[Array]:
+    return itertools.islice(batches(), count)
 
 
 def _ends(model: ir.Model, chosen: Plan) -> list[str]:

@@ -57,6 +57,9 @@ def place(
             placer.constants(unit)
     for name in chosen.values:
         placer.value(name)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]  # the floats that became integers
     model.graph.sort()
     return model
 

@@ -99,6 +99,17 @@ def new_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     return value
 
 
+def replace_constant(node: ir.Node, index: int, array: NDArray[np.float32]) -> None:
+    """Give ``node`` an initializer of its own with new numbers, under the name of the old one."""
+    old = node.inputs[index]
+    graph = node.graph
+    assert old is not None and old.name is not None and isinstance(graph, ir.Graph)  # noqa: PT018
+    if len(old.uses()) > 1:  # shared: the others keep theirs
+        node.replace_input_with(index, new_initializer(graph, f"{node.name}.{index}", array))
+    else:
+        old.const_value = ir.tensor(array, name=old.name)
+
+
 def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     """What Relu or Clip limits to; None for other operators and for bounds that are computed."""
     if node.op_type == "Relu":
