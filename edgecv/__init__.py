@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgecv.workflows.bench import bench
     from edgecv.workflows.evaluate import evaluate
     from edgecv.workflows.export import export
+    from edgecv.workflows.quantize import quantize
     from edgecv.workflows.verify import verify
 
 # public name -> "module:attribute", or a module of ours
@@ -36,6 +37,7 @@ _PUBLIC = {
     "Gallery": "edgecv.gallery:Gallery",
     "RuntimeOptions": "edgecv.runtimes.base:RuntimeOptions",
     "export": "edgecv.workflows.export:export",
+    "quantize": "edgecv.workflows.quantize:quantize",
     "verify": "edgecv.workflows.verify:verify",
     "bench": "edgecv.workflows.bench:bench",
     "evaluate": "edgecv.workflows.evaluate:evaluate",
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "quantize",
     "results",
     "verify",
 ]

@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest_plugins = ["edgecv.testing.plugin"]  # an entry point where EdgeCV is installed
 
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real models and pictures: ``EDGECV_ASSETS``, or ``../shared/assets``.

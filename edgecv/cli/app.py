@@ -63,6 +63,7 @@ def _register() -> None:
         inspect,
         models,
         predict,
+        quantize,
         report,
         samples,
         train,
@@ -71,6 +72,7 @@ def _register() -> None:
 
     commands: dict[str, Callable[..., Any]] = {
         "export": export.command,
+        "quantize": quantize.command,
         "adopt": adopt.command,
         "inspect": inspect.command,
         "predict": predict.command,

@@ -60,7 +60,7 @@ class Histogram:
     @property
     def centers(self) -> NDArray[np.float64]:
         step = (self.hi - self.lo) / BINS
-        return self.lo + step * (np.arange(BINS) + 0.5)
+        return np.asarray(self.lo + step * (np.arange(BINS) + 0.5), np.float64)
 
     def take(self, values: Array) -> None:
         """Count one more batch; values outside fall into the outermost bins."""
@@ -202,31 +202,31 @@ def least_squares(histogram: Histogram, policy: Policy) -> tuple[float, float]:
 def _entropy(histogram: Histogram, policy: Policy) -> tuple[float, float]:
     """The shrink of the full range with the least divergence after quantization."""
     lo, hi = histogram.lo, histogram.hi
-    p = histogram.counts / max(1, histogram.counts.sum())
-    return min(
-        ((lo * f, hi * f) for f in np.linspace(0.3, 1.0, 36)),
-        key=lambda span: _divergence(p, histogram, affine(Range(*map(float, span)), policy)),
-    )
+    spans = [Range(float(lo * f), float(hi * f)) for f in np.linspace(0.3, 1.0, 36)]
+    best = min(spans, key=lambda span: _divergence(histogram, affine(span, policy)))
+    return best.lo, best.hi
 
 
-def _divergence(p: NDArray[np.float64], histogram: Histogram, found: Affine) -> float:
-    """KL divergence of the histogram from what is left of it after quantization."""
+def _divergence(histogram: Histogram, found: Affine) -> float:
+    """KL divergence of the clipped histogram from its quantized form.
+
+    What is cut off piles up in the outermost bins of the first and is missing in the second.
+    """
     info = np.iinfo(found.dtype)
     level = np.rint(histogram.centers / float(found.scale)) + found.zero_point
-    inside = (level >= info.min) & (level <= info.max)
-    clipped = np.clip(level, info.min, info.max).astype(np.int64) - info.min
-    reference = np.bincount(clipped, weights=p, minlength=256)  # outliers pile up at the ends
-    occupied = (p > 0) & inside
-    bins = np.bincount(clipped[occupied], minlength=256)
-    mass = np.bincount(clipped[inside], weights=p[inside], minlength=256)
-    spread = np.where(occupied, (mass / np.maximum(bins, 1))[clipped], 0)
-    target = np.where(inside, p, 0)
-    edges = [int(clipped[inside].min(initial=0)), int(clipped[inside].max(initial=0))]
-    lost = float(p[~inside].sum())
-    both = (target > 0) & (spread > 0)
-    divergence = float((target[both] * np.log(target[both] / spread[both])).sum())
-    piled = float(reference[edges].sum())
-    return divergence + lost * math.log(max(piled, 1e-12) / max(piled - lost, 1e-12))
+    inside = np.flatnonzero((level >= info.min) & (level <= info.max))
+    kept = histogram.counts[inside].astype(np.float64)
+    reference = kept.copy()
+    reference[0] += histogram.counts[: inside[0]].sum()
+    reference[-1] += histogram.counts[inside[-1] + 1 :].sum()
+    steps = level[inside].astype(np.int64) - info.min
+    occupied = np.bincount(steps, weights=kept > 0, minlength=256)
+    mass = np.bincount(steps, weights=kept, minlength=256)
+    coarse = np.where(kept > 0, (mass / np.maximum(occupied, 1))[steps], 0)
+    p = reference / max(reference.sum(), 1.0)
+    q = np.maximum(coarse / max(coarse.sum(), 1.0), 1e-12)
+    seen = p > 0
+    return float((p[seen] * np.log(p[seen] / q[seen])).sum())
 
 
 def _per_channel(values: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -30,7 +30,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgecv.quantize.calibrate import Extremes
-from edgecv.quantize.structure import clip_bounds, constant
+from edgecv.quantize.structure import clip_bounds, constant, new_initializer
 
 MARGIN = 1.1  # how far above the largest value seen a bounded channel may still go
 STRENGTH = 1.0  # 1: every channel to the full range, 0: nothing
@@ -159,7 +159,8 @@ def _factors(
     members: list[ir.Value], found: Mapping[str, Extremes], strength: float
 ) -> Scales | None:
     """One factor per channel: the inverse of the widest share of a member's range it spans."""
-    spans, ceiling = [], np.float32(np.inf)
+    spans: list[Scales] = []
+    ceiling: Scales = np.asarray(np.inf, np.float32)
     for value in members:
         producer = value.producer()
         extremes = found.get(value.name or "")
@@ -173,9 +174,9 @@ def _factors(
             room = np.maximum(largest / np.maximum(peaks * MARGIN, 1e-6), 1.0)
             stuck = (peaks >= largest * 0.999) | (peaks < largest / LIMIT)
             ceiling = np.minimum(ceiling, np.where(stuck, 1.0, room))
-            spans.append(peaks / largest)
+            spans.append((peaks / largest).astype(np.float32))
         elif peaks.max() > 0:
-            spans.append(peaks / peaks.max())
+            spans.append((peaks / peaks.max()).astype(np.float32))
     if not spans or len({span.shape for span in spans}) != 1:
         return None
     share = np.maximum(np.max(spans, axis=0), 1.0 / LIMIT)
@@ -217,14 +218,7 @@ def replace_constant(node: ir.Node, index: int, array: NDArray[np.float32]) -> N
     old = node.inputs[index]
     graph = node.graph
     assert old is not None and old.name is not None and isinstance(graph, ir.Graph)  # noqa: PT018
-    tensor = ir.tensor(array, name=old.name)
     if len(old.uses()) > 1:  # shared: the others keep theirs
-        tensor = ir.tensor(array, name=f"{node.name}.{index}")
-        value = ir.Value(
-            name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )  # fmt: skip
-        graph.register_initializer(value)
-        node.replace_input_with(index, value)
+        node.replace_input_with(index, new_initializer(graph, f"{node.name}.{index}", array))
     else:
-        old.const_value = tensor
+        old.const_value = ir.tensor(array, name=old.name)

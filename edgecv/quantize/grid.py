@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from edgecv.quantize.equalize import replace_constant
 from edgecv.quantize.ranges import Range
-from edgecv.quantize.structure import constant
+from edgecv.quantize.structure import constant, new_initializer
 from edgecv.spec import Preparation
 
 
@@ -45,11 +45,7 @@ def align_input(model: ir.Model, preparation: Preparation) -> dict[str, Range]:
     span = Range(low, low + 255 * step, "pixels")
     if abs(shift) < 1e-6 * step:
         return {source.name or "": span}
-    tensor = ir.tensor(np.float32(shift), name="input_shift")
-    value = ir.Value(
-        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    model.graph.register_initializer(value)
+    value = new_initializer(model.graph, "input_shift", np.asarray(shift, np.float32))
     node = ir.node("Add", [source, value], name="input_shift/Add")
     shifted = node.outputs[0]
     shifted.name, shifted.shape, shifted.type = "input_shift/Add:0", source.shape, source.type

@@ -21,7 +21,15 @@ from edgecv.quantize.ranges import (
     quantize_weight,
     weight_scales,
 )
-from edgecv.quantize.structure import Unit, constant, dequantized, origin, plan, weight_axis
+from edgecv.quantize.structure import (
+    Unit,
+    constant,
+    dequantized,
+    new_initializer,
+    origin,
+    plan,
+    weight_axis,
+)
 from edgecv.quantize.targets import PASS_THROUGH, Policy
 
 BIAS_LIMIT = 2**30  # of an int32 bias: half the range, the sum of products needs the rest
@@ -62,14 +70,16 @@ class _Placer:
         }
 
         # before the graph changes: what only moves values passes its input's range on
-        self.sources = {name: origin(value).name for name, value in self.values.items()}
+        self.sources = {name: origin(value).name or "" for name, value in self.values.items()}
 
     def affine(self, value: ir.Value) -> Affine:
         """The map of a value of the unquantized graph."""
         source = self.sources[value.name]
         if (node := dequantized(value)) is not None:  # the pixels themselves
-            scale, zero = (ir.convenience.get_const_tensor(v) for v in node.inputs[1:3])
-            assert scale is not None and zero is not None  # noqa: PT018  # pixels_in wrote them
+            step, offset = node.inputs[1:3]
+            assert step is not None and offset is not None  # noqa: PT018  # pixels_in wrote them
+            scale, zero = step.const_value, offset.const_value
+            assert scale is not None and zero is not None  # noqa: PT018
             return Affine(np.float32(scale.numpy()), int(zero.numpy()), str(zero.numpy().dtype))
         if source not in self.ranges:
             raise QuantizeError(f"value {source!r} has no calibrated range")
@@ -79,7 +89,7 @@ class _Placer:
         """Put a pair behind the value ``name``; all its consumers read the second half."""
         value = self.values[name]
         found = self.affine(value)
-        scale = self._constant(f"{name}.scale", np.float32(found.scale))
+        scale = self._constant(f"{name}.scale", np.asarray(found.scale))
         zero = self._constant(f"{name}.zero_point", np.asarray(found.zero_point, found.dtype))
         to_int = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/QuantizeLinear")
         to_real = ir.node(
@@ -126,7 +136,7 @@ class _Placer:
             info = np.iinfo(found.dtype)
             q = (np.rint(array / found.scale) + found.zero_point).clip(info.min, info.max)
             name = f"{unit.name}.operand{index}"
-            scale = self._constant(f"{name}.scale", np.float32(found.scale))
+            scale = self._constant(f"{name}.scale", np.asarray(found.scale))
             zero = self._constant(f"{name}.zero_point", np.asarray(found.zero_point, found.dtype))
             stored = self._constant(f"{name}.int", q.astype(found.dtype))
             back = ir.node("DequantizeLinear", [stored, scale, zero], name=f"{name}/Dequantize")
@@ -146,11 +156,4 @@ class _Placer:
         return node.outputs[0]
 
     def _constant(self, name: str, array: Array) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array), name=name)
-        value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
-
-
+        return new_initializer(self.graph, name, array)

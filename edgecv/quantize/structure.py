@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -85,6 +86,19 @@ def dequantized(value: ir.Value) -> ir.Node | None:
     return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
+def new_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A constant of ``graph`` under ``name``."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
 def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     """What Relu or Clip limits to; None for other operators and for bounds that are computed."""
     if node.op_type == "Relu":
@@ -137,9 +151,7 @@ def plan(model: ir.Model, policy: Policy, keep_float: Collection[str] = ()) -> P
     """
     graph = model.graph
     kept = set(keep_float)
-    candidates = {
-        node for node in graph if is_quantizable(node, policy) and node.name not in kept
-    }
+    candidates = {node for node in graph if is_quantizable(node, policy) and node.name not in kept}
     useful = _leads_to_mac(graph, candidates)
     units: list[Unit] = []
     values: dict[str, None] = {}
@@ -147,7 +159,7 @@ def plan(model: ir.Model, policy: Policy, keep_float: Collection[str] = ()) -> P
     for node in graph:
         if node not in candidates or node not in useful:
             continue
-        inputs = [value for value in node.inputs if is_activation(value)]
+        inputs = [v for v in node.inputs if v is not None and is_activation(v)]
         if node.op_type not in MAC and not all(value in integers for value in inputs):
             continue
         unit = Unit(node, _fused(node, policy, kept))
@@ -182,9 +194,7 @@ def _needs_output(unit: Unit, policy: Policy) -> bool:
     return policy.conv_output
 
 
-def _stays_inside(
-    value: ir.Value, node: ir.Node, policy: Policy, integers: set[ir.Value]
-) -> bool:
+def _stays_inside(value: ir.Value, node: ir.Node, policy: Policy, integers: set[ir.Value]) -> bool:
     """TensorRT's residual rule: the Conv that feeds an Add alone is fused with it."""
     if not (policy.fuse_add and node.op_type == "Add"):
         return False

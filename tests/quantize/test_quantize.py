@@ -1,0 +1,196 @@
+"""Placement, calibration, read-back and sensitivity on a net small enough to see through."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgecv.errors import InputError, QuantizeError
+from edgecv.quantize import calibrate, layers
+from edgecv.quantize.calibrate import METHODS, Histogram
+from edgecv.quantize.place import place
+from edgecv.quantize.ranges import Range, affine, quantize_weight, weight_scales
+from edgecv.quantize.readback import onnxruntime_readback, openvino_readback
+from edgecv.quantize.run import Probe
+from edgecv.quantize.structure import origin, plan
+from edgecv.quantize.targets import POLICIES, onnxruntime_target, policy_for
+
+X86, TRT = policy_for("onnxruntime-x86"), policy_for("tensorrt")
+
+
+def ranges_of(model, policy, batches, methods=METHODS):
+    values = plan(model, policy).values
+    everything = {v.name: v for v in (*model.graph.inputs, *(o for n in model.graph
+                                                             for o in n.outputs))}  # fmt: skip
+    names = list(dict.fromkeys(origin(everything[name]).name for name in values))
+    found = calibrate.extremes(model, names, batches)
+    return calibrate.choose(calibrate.histograms(model, found, batches), policy, methods=methods)
+
+
+def bytes_of(model):
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def sqnr(model, reference, batches):
+    a, b = Probe(model).over(batches())["y"], Probe(reference).over(batches())["y"]
+    return 10 * np.log10(np.square(b).sum() / np.square(a - b).sum())
+
+
+@pytest.mark.parametrize("target", POLICIES)
+def test_every_target_keeps_the_answers(net, batches, target):
+    policy = policy_for(target)
+    model = place(net, policy, ranges_of(net, policy, batches))
+    # seven tensors at about 35 dB (U8) or 30 dB (S8, after ReLU half the steps) each add up
+    assert sqnr(model, net, batches) > (20 if policy.symmetric else 26)
+
+
+def test_nothing_is_left_in_float_for_onnxruntime(net, batches):
+    before = onnxruntime_readback(bytes_of(net))
+    assert len(before.float_macs) == 4  # Conv under any name: fused and blocked ones as well
+    after = onnxruntime_readback(bytes_of(place(net, X86, ranges_of(net, X86, batches))))
+    assert after.floats == ()
+    assert after.integer["QLinearConv"] == 3
+    assert after.integer["QLinearAdd"] == 1
+
+
+def test_nodes_kept_in_float_are_found_by_the_readback(net, batches):
+    """Neighbours: a lone float Conv between DequantizeLinear and QuantizeLinear is made an
+    integer one by onnxruntime itself (its WeightBiasQuantization, seen in 1.32)."""
+    ranges = ranges_of(net, X86, batches)
+    model = place(net, X86, ranges, ["stem/Conv", "dw/Conv", "pw/Conv", "sum/Add"])
+    found = onnxruntime_readback(bytes_of(model)).float_macs
+    assert len(found) == 3
+    assert all("Conv" in mac.operator for mac in found)
+
+
+def test_openvino_says_what_it_executes(net, batches):
+    pytest.importorskip("openvino")
+    policy = policy_for("openvino")
+    data = bytes_of(place(net, policy, ranges_of(net, policy, batches)))
+    assert openvino_readback(data).integer["Convolution"] == 3
+    assert len(openvino_readback(bytes_of(net)).float_macs) >= 3
+
+
+def test_tensorrt_gets_symmetric_activations_and_float_biases(net, batches):
+    model = place(net, TRT, ranges_of(net, TRT, batches))
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = node.inputs[2].const_value.numpy()
+            assert zero.dtype == np.int8
+            assert not zero.any()
+        if node.op_type == "Conv":
+            assert node.inputs[2].dtype == ir.DataType.FLOAT
+            assert node.inputs[2].is_initializer()
+    (add,) = [node for node in model.graph if node.op_type == "Add"]
+    producers = {value.producer().op_type for value in add.inputs}
+    assert producers == {"DequantizeLinear", "Conv"}  # the residual, and what fuses with the Add
+
+
+def test_seven_bit_weights_for_processors_without_vnni(net, batches):
+    policy = policy_for("onnxruntime-x86-avx2")
+    model = place(net, policy, ranges_of(net, policy, batches))
+    for name, value in model.graph.initializers.items():
+        if name.endswith("weight.int"):
+            assert np.abs(value.const_value.numpy()).max() == 63
+
+
+def test_quantizing_twice_gives_the_same_bytes(net, batches):
+    first, second = (bytes_of(place(net, X86, ranges_of(net, X86, batches))) for _ in range(2))
+    assert first == second
+
+
+def test_a_value_without_a_range_is_named(net):
+    with pytest.raises(QuantizeError, match="'x' has no calibrated range"):
+        place(net, X86, {})
+
+
+def test_calibration_refuses_what_is_no_calibration(net):
+    with pytest.raises(QuantizeError, match="no calibration pictures"):
+        calibrate.extremes(net, ["a"], lambda: iter(()))
+    broken = np.full((1, 3, 16, 16), np.nan, np.float32)
+    with pytest.raises(QuantizeError, match="NaN or infinite"):
+        calibrate.extremes(net, ["stem"], lambda: iter([broken]))
+
+
+def test_each_method_proposes_what_it_should():
+    values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    values[:2] = 100, -100  # outliers: 99.7% of the steps of a range that keeps them are lost
+    histogram = Histogram(-100, 100, np.zeros(calibrate.BINS, np.int64))
+    histogram.take(values)
+    chosen = {m: calibrate.choose({"t": histogram}, X86, methods=[m])["t"] for m in METHODS}
+    assert (chosen["minmax"].lo, chosen["minmax"].hi) == (-100, 100)
+    assert 3 < chosen["percentile"].hi < 6
+    assert chosen["mse"].hi < 100
+    assert 30 <= chosen["entropy"].hi <= 100
+    best = calibrate.choose({"t": histogram}, X86)["t"]
+    assert best.sqnr_db == max(one.sqnr_db for one in chosen.values())
+    whole = calibrate.choose({"t": histogram}, X86, whole=["t"])["t"]
+    assert whole.method == "minmax"
+
+
+def test_the_histogram_error_is_the_real_one():
+    """Against the slow, obvious form, on values that fill the range."""
+    values = np.random.default_rng(0).uniform(-3, 5, 400_000).astype(np.float32)
+    histogram = Histogram(float(values.min()), float(values.max()),
+                          np.zeros(calibrate.BINS, np.int64))  # fmt: skip
+    histogram.take(values)
+    for lo, hi in ((-3, 5), (-2, 4), (-1, 1)):
+        found = affine(Range(lo, hi), X86)
+        real = np.square(found.fake(values) - values, dtype=np.float64).sum()
+        assert calibrate.squared_error(histogram, found) == pytest.approx(real, rel=0.02)
+
+
+def test_zero_is_exact_whatever_the_range():
+    for lo, hi in ((0.5, 2.0), (-3.0, -1.0), (0.0, 0.0), (-1e-9, 1e9)):
+        for policy in (X86, TRT):
+            assert affine(Range(lo, hi), policy).fake(np.zeros(1))[0] == 0
+
+
+def test_weights_round_to_half_a_step_and_zero_channels_survive():
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    weight[2] = 0
+    scales = weight_scales(weight, 0, 127)
+    q = quantize_weight(weight, scales, 0, 127)
+    error = np.abs(q * scales.reshape(-1, 1, 1, 1) - weight).max(axis=(1, 2, 3))
+    assert (error <= scales / 2 * 1.001).all()
+    assert np.isfinite(scales).all()
+    assert (scales > 0).all()
+
+
+def test_the_error_of_a_layer_is_its_own(net, batches):
+    ranges = dict(ranges_of(net, X86, batches))
+    errors = {e.name: e for e in layers.layer_errors(net, X86, ranges, batches)}
+    assert set(errors) == {unit.name for unit in plan(net, X86).units}
+    ranges["pw"] = Range(-0.05, 0.05)  # cut off nearly all of one layer's output
+    worse = layers.layer_errors(net, X86, ranges, batches)
+    assert worse[0].name == "pw/Conv"
+    changed = {e.name for e in worse if abs(e.sqnr_db - errors[e.name].sqnr_db) > 1}
+    assert changed == {"pw/Conv", "sum/Add"}  # who writes that value and who reads it
+    assert errors["dw/Conv"].macs == 16 * 16 * 8 * 9
+
+
+def test_layers_are_put_back_until_the_drop_is_inside(net, batches):
+    ranges = dict(ranges_of(net, X86, batches))
+    ranges["b"] = Range(0, 0.01)  # ruins dw/Conv's output
+
+    def build(keep):
+        return place(net, X86, ranges, keep)
+
+    def drop(model):
+        return -sqnr(model, net, batches)
+
+    limit = drop(build(())) - 3
+    model, kept, after = layers.put_back(build, net, X86, ranges, batches, drop, limit)
+    assert after <= limit
+    assert kept
+    assert sqnr(model, net, batches) == pytest.approx(-after)
+    same, none, _ = layers.put_back(build, net, X86, ranges, batches, drop, 1e9)
+    assert none == ()
+    assert bytes_of(same) == bytes_of(build(()))
+
+
+def test_targets():
+    assert onnxruntime_target("x86_64", ["avx2", "avx512_vnni"]) == "onnxruntime-x86"
+    assert onnxruntime_target("x86_64", ["avx2"]) == "onnxruntime-x86-avx2"
+    assert onnxruntime_target("aarch64", []) == "onnxruntime-arm"
+    with pytest.raises(InputError, match="expected one of onnxruntime-x86"):
+        policy_for("tflite")
