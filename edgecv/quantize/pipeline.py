@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgecv.errors import QuantizeError
+from edgecv.graph.focus import fold_focus
 from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import choose, extremes, histograms
@@ -66,6 +67,7 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
     """
     fixed: Mapping[str, Range] = {}
     taken = None
+    fold_focus(model)
     if pixels:
         taken = pixels_in(model, preparation, integer=not policy.symmetric)
     elif not policy.symmetric:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,7 @@ from edgecv.quantize.ranges import Affine, Array, Range, affine
 from edgecv.quantize.run import Batches, Probe, open_session
 from edgecv.quantize.structure import plan
 from edgecv.quantize.targets import MAC, Policy
+from edgecv.spec import Decoding
 
 SILU_LOW = -6.0
 SHARES = (0.9999, 0.999)  # of the values that a percentile range keeps
@@ -59,6 +61,9 @@ class PutBack:
     nodes: dict[str, str]
     before: float  # the sum of the errors of all quantized tensors
     after: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"nodes": self.nodes, "error_before": self.before, "error_after": self.after}
 
 
 def relative_error(reference: Outputs, candidate: Outputs) -> float:
@@ -93,6 +98,13 @@ def detection_error(boxes: slice, scores: Callable[[Array], Array]) -> Error:
         return float(np.mean(total))
 
     return error
+
+
+def error_for(decoding: Decoding) -> Error:
+    """What an error is, by what the outputs mean."""
+    if decoding.kind == "yolox":  # boxes in grid units, then objectness and classes, all 0 to 1
+        return detection_error(slice(0, 4), lambda rows: rows[:, 4:5] * rows[:, 5:])
+    return relative_error
 
 
 def measure(
