@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 pytest_plugins = ["edgecv.testing.plugin"]  # an entry point where EdgeCV is installed
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: the tests of
+# Ctrl-C would wait for ever for a process that cannot hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

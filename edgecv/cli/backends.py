@@ -17,11 +17,14 @@ def command(as_json: JsonOption = False) -> None:
         [
             name,
             probe.version or "-",
-            "yes" if probe.usable else f"no: {probe.reason}; {probe.remedy}".rstrip("; "),
+            "yes" if probe.usable else "no",
             ", ".join(probe.devices),
             ", ".join(probe.precisions),
         ]
         for name, probe in probes.items()
     ]
     out.table(["backend", "version", "usable", "devices", "precisions"], rows)
+    for name, probe in probes.items():
+        if not probe.usable:
+            out.say(f"{name}: {probe.reason}; {probe.remedy}".rstrip("; "))
     out.result({"backends": [{"name": name, **asdict(p)} for name, p in probes.items()]})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgecv.cli.options import floats
 from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import InputError
+
+if TYPE_CHECKING:
+    from edgecv.spec import ModelSpec
 
 
 def command(
@@ -89,6 +92,7 @@ def command(
             f"largest output), batches {parity['batches']}, {parity['reference']} against "
             f"{parity['runtime']}",
         }
+        | _nms_lines(spec)
     )
     out.result(result.to_dict())
 
@@ -104,16 +108,8 @@ def _append_nms(path: Path, end2end: bool, output: Path | None, out: Output) -> 
             f"has it"
         )
     written, spec = append_to_file(path, output)
-    proof = spec.parity["end2end"]
     out.say(f"wrote {written}", "bold")
-    out.pairs(
-        {
-            "outputs": ", ".join(f"{t.name} {list(t.shape)} {t.dtype}" for t in spec.outputs),
-            "thresholds": f"conf {spec.decoding.options['conf']:g}, in the graph",
-            "proven": f"{proof['detections']} detections at conf {proof['conf']:g} in seeded "
-            f"pictures, the same as by NumPy; boxes at most {proof['max_pixels']:.1e} pixels apart",
-        }
-    )
+    out.pairs(_nms_lines(spec))
     out.result(
         {
             "path": str(written),
@@ -124,6 +120,18 @@ def _append_nms(path: Path, end2end: bool, output: Path | None, out: Output) -> 
             "parity": dict(spec.parity),
         }
     )
+
+
+def _nms_lines(spec: ModelSpec) -> dict[str, str]:
+    """What there is to say of NMS in the graph; nothing where it is not there."""
+    if (proof := spec.parity.get("end2end")) is None:
+        return {}
+    return {
+        "outputs": ", ".join(f"{t.name} {list(t.shape)} {t.dtype}" for t in spec.outputs),
+        "NMS in the graph": f"conf {spec.decoding.options['conf']:g}; proven on "
+        f"{proof['detections']} detections at conf {proof['conf']:g} in seeded pictures, the same "
+        f"as by NumPy, boxes at most {proof['max_pixels']:.1e} pixels apart",
+    }
 
 
 def _batch(text: str) -> int | None:

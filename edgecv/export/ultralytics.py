@@ -48,7 +48,7 @@ def read_note(metadata: Mapping[str, str], where: str) -> UltralyticsNote | None
     size = None
     if "imgsz" in metadata:
         size = _size(_literal(metadata["imgsz"], f"{where}: metadata 'imgsz'"), where)
-    description = re.match(r"Ultralytics (\S+) model", metadata.get("description", ""))
+    description = re.match(r"Ultralytics ([\w.-]+) model", metadata.get("description", ""))
     stride = _literal(metadata["stride"], f"{where}: metadata 'stride'")
     return UltralyticsNote(
         names=tuple(str(names[i]) for i in range(len(names))),

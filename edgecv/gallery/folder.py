@@ -37,7 +37,7 @@ from edgecv.files import atomic_write, open_binary, write_json
 from edgecv.gallery.engine import mean_template, refuse_known, unknown_name
 from edgecv.gallery.lock import lock
 from edgecv.gallery.metrics import Vectors
-from edgecv.gallery.search import BLOCK, Block, blocks_of, nearest
+from edgecv.gallery.search import BLOCK, Block, Blocks, nearest
 from edgecv.gallery.settings import Settings
 from edgecv.gallery.tensorfile import read_tensors, write_tensors
 
@@ -72,7 +72,7 @@ class _State:
     settings: Settings
     segments: tuple[Mapping[str, Any], ...]  # as the manifest lists them
     blocks: Mapping[str, tuple[Block, Names]]  # per segment file; empty under pooling = mean
-    templates: tuple[Block, ...]
+    templates: Blocks
     owners: tuple[Names, ...]  # one array per block of templates
 
 
@@ -142,12 +142,10 @@ class FolderEngine:
         state = self._current()
         settings = state.settings
         weights = None if settings.weights is None else np.asarray(settings.weights, np.float32)
-        if not state.templates:
+        if not state.templates.count:
             return np.empty((len(queries), 0), np.float32), [[] for _ in queries]
         scores, rows = nearest(state.templates, queries, k, settings.metric, weights)
-        ends = np.cumsum([block.count for block in state.templates])
-        which = np.searchsorted(ends, rows, side="right")
-        places = rows - (ends - [block.count for block in state.templates])[which]
+        which, places = state.templates.locate(rows)
         names = [
             [state.owners[w][p].decode() for w, p in zip(*line, strict=True)]
             for line in zip(which.tolist(), places.tolist(), strict=True)
@@ -206,7 +204,7 @@ class FolderEngine:
             else:
                 (rows,) = self._read([segment], settings)
                 blocks[name] = (Block(rows.vectors, settings.metric), rows.names)
-        templates = tuple(block for block, _ in blocks.values())
+        templates = Blocks(block for block, _ in blocks.values())
         owners = tuple(names for _, names in blocks.values())
         return _State(identity, text, settings, segments, blocks, templates, owners)
 
@@ -332,16 +330,16 @@ def _join(a: _Rows, b: _Rows) -> _Rows:
     )
 
 
-def _means(parts: list[_Rows], settings: Settings) -> tuple[tuple[Block, ...], tuple[Names, ...]]:
+def _means(parts: list[_Rows], settings: Settings) -> tuple[Blocks, tuple[Names, ...]]:
     """One template per person, ordered by name, in blocks."""
     if not parts:
-        return (), ()
+        return Blocks(()), ()
     names, owner = np.unique(np.concatenate([p.names for p in parts]), return_inverse=True)
     vectors = np.concatenate([p.vectors for p in parts])
     order = np.argsort(owner, kind="stable")
     cuts = np.searchsorted(owner[order], np.arange(1, len(names)))
     means = [mean_template(vectors[rows], settings.metric) for rows in np.split(order, cuts)]
-    blocks = tuple(blocks_of(np.concatenate(means), settings.metric))
+    blocks = Blocks.of(np.concatenate(means), settings.metric)
     return blocks, tuple(names[i : i + BLOCK] for i in range(0, len(names), BLOCK))
 
 

@@ -12,7 +12,7 @@ best so far: after the first blocks that is one ``argmax`` a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +59,40 @@ class Block:
         return self.columns[: self.dimension, rows].T
 
 
-def blocks_of(vectors: Vectors, metric: str) -> list[Block]:
-    """``vectors`` ``[N, D]`` cut into blocks, in their order."""
-    return [Block(vectors[i : i + BLOCK], metric) for i in range(0, len(vectors), BLOCK)]
+class Blocks:
+    """Blocks in their order, and what a search asks of them all, counted once. Immutable."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self.blocks = tuple(blocks)
+        counts = np.array([block.count for block in self.blocks], np.int64)
+        self.ends = np.cumsum(counts)  # the position behind each block
+        self.starts = self.ends - counts
+        self.count = int(counts.sum())
+        self.largest = int(counts.max(initial=0))
+        self.longest = max((block.longest for block in self.blocks), default=0.0)
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+    @classmethod
+    def of(cls, vectors: Vectors, metric: str) -> Blocks:
+        """``vectors`` ``[N, D]`` cut into blocks, in their order."""
+        return cls(Block(vectors[i : i + BLOCK], metric) for i in range(0, len(vectors), BLOCK))
+
+    def locate(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Which block each position lies in, and where in it."""
+        which = np.searchsorted(self.ends, rows, side="right")
+        return which, rows - self.starts[which]
+
+    def gather(self, rows: Rows) -> Vectors:
+        """The vectors at the positions ``rows``: ``[n, D]``."""
+        which, places = self.locate(rows)
+        pairs = zip(which.tolist(), places.tolist(), strict=True)
+        return np.stack([self.blocks[w].vectors(slice(p, p + 1))[0] for w, p in pairs])
 
 
 def nearest(
-    blocks: Sequence[Block],
+    blocks: Blocks,
     queries: Vectors,
     k: int,
     metric: str,
@@ -81,7 +108,7 @@ def nearest(
 
     The arguments are trusted: :class:`Index` checks them.
     """
-    k = min(k, sum([block.count for block in blocks]))
+    k = min(k, blocks.count)
     if len(queries) <= QUERIES:
         return _chunk(blocks, queries, k, metric, weights)
     parts = [
@@ -93,10 +120,15 @@ def nearest(
 
 
 def _chunk(
-    blocks: Sequence[Block], queries: Vectors, k: int, metric: str, weights: Vectors | None
+    blocks: Blocks, queries: Vectors, k: int, metric: str, weights: Vectors | None
 ) -> tuple[NDArray[np.float32], Rows]:
     if metric == "cosine":
-        return _best(blocks, _unit_queries(queries), k, None)
+        if len(queries) == 1:  # scaling five scores is quicker than scaling the query
+            query = queries[0]
+            keys, rows = _best(blocks, queries, k, None)
+            keys *= 1 / math.sqrt(float(query.dot(query)))
+            return keys, rows
+        return _best(blocks, unit(queries), k, None)
     if metric == "chi-square":
         flat = np.ones(queries.shape[1], np.float32) if weights is None else weights
         keys, rows = _best(blocks, queries, k, flat)
@@ -104,16 +136,8 @@ def _chunk(
     return _euclidean(blocks, queries, k, metric)
 
 
-def _unit_queries(queries: Vectors) -> Vectors:
-    if len(queries) != 1:
-        return unit(queries)
-    query = queries[0]  # a tenth of unit()'s time, where a small search takes 10 microseconds
-    scaled: Vectors = queries * np.float32(1 / math.sqrt(float(query.dot(query))))
-    return scaled
-
-
 def _euclidean(
-    blocks: Sequence[Block], queries: Vectors, k: int, metric: str
+    blocks: Blocks, queries: Vectors, k: int, metric: str
 ) -> tuple[NDArray[np.float32], Rows]:
     """By keys ``q.x - |x|^2 / 2``, then the candidates by their distances.
 
@@ -121,10 +145,9 @@ def _euclidean(
     Accuracy and Stability of Numerical Algorithms, 3.1). So candidates are added until the last
     one's key is farther than two such errors below the ``k``-th best's: none left out can belong.
     """
-    total = sum(block.count for block in blocks)
     lifted = np.ones((len(queries), queries.shape[1] + 1), np.float32)
     lifted[:, :-1] = queries
-    longest = max((block.longest for block in blocks), default=0.0)
+    longest, total = blocks.longest, blocks.count
     lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
     error = (queries.shape[1] + 1) * 2.0**-24 * (lengths * longest + longest**2 / 2)
     wanted = min(k + 8, total)
@@ -137,31 +160,17 @@ def _euclidean(
     order = np.empty((len(queries), k), np.int64)
     for i, query in enumerate(queries):
         candidates = np.sort(rows[i])  # by position, so that the stable sort keeps it among equals
-        exact = pair_scores(gather(blocks, candidates), query[None], metric, None)
+        exact = pair_scores(blocks.gather(candidates), query[None], metric, None)
         best = np.argsort(exact, kind="stable")[:k]
         found[i], order[i] = exact[best], candidates[best]
     return found, order
 
 
-def gather(blocks: Sequence[Block], rows: Rows) -> Vectors:
-    """The vectors at the ascending positions ``rows``: ``[n, D]``."""
-    parts, offset = [np.empty((0, blocks[0].dimension if blocks else 0), np.float32)], 0
-    for block in blocks:
-        low, high = np.searchsorted(rows, (offset, offset + block.count))
-        if low < high:
-            parts.append(block.vectors(rows[low:high] - offset))
-        offset += block.count
-    return np.concatenate(parts)
-
-
-def _best(
-    blocks: Sequence[Block], queries: Vectors, k: int, weights: Vectors | None
-) -> tuple[Keys, Rows]:
+def _best(blocks: Blocks, queries: Vectors, k: int, weights: Vectors | None) -> tuple[Keys, Rows]:
     """The ``k`` highest keys per query and where they are; ``weights`` asks for chi-square."""
     if k == 0:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    size = max([block.count for block in blocks])
-    buffer = np.empty(len(queries) * size, np.float32)
+    buffer = np.empty(len(queries) * blocks.largest, np.float32)
     if len(queries) == 1:
         return _best_of_one(blocks, queries[0], k, weights, buffer)
     best = np.full((len(queries), k), -np.inf, np.float32)
@@ -176,7 +185,7 @@ def _best(
 
 
 def _best_of_one(
-    blocks: Sequence[Block], query: Vectors, k: int, weights: Vectors | None, buffer: Keys
+    blocks: Blocks, query: Vectors, k: int, weights: Vectors | None, buffer: Keys
 ) -> tuple[Keys, Rows]:
     """:func:`_best` of one query with plain numbers: among 1,000 vectors NumPy's calls on arrays of
     five would take longer than the search."""
@@ -275,10 +284,10 @@ class Index:
         checked = check_vectors(vectors, metric)
         self.metric, self.dimension = metric, checked.shape[1]
         self.weights = check_weights(weights, metric, self.dimension)
-        self.blocks = blocks_of(checked, metric)
+        self.blocks = Blocks.of(checked, metric)
 
     def __len__(self) -> int:
-        return sum(block.count for block in self.blocks)
+        return self.blocks.count
 
     def search(self, queries: Vectors, k: int = 5) -> tuple[NDArray[np.float32], Rows]:
         """See :func:`nearest`; a single query ``[D]`` gives ``[1, k]``."""

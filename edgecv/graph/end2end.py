@@ -13,7 +13,8 @@ The four outputs are those of TensorRT's EfficientNMS plugin: ``num`` int32 ``[N
 float32 ``[N, k, 4]``, ``scores`` float32 ``[N, k]``, ``classes`` int32 ``[N, k]``, k being
 ``max_det``; behind the first ``num`` of a picture the scores are 0. So what was written for
 EfficientNMS (Triton, DeepStream) takes such a file as it is. The form ``onnx`` uses
-NonMaxSuppression, ScatterND and TopK of opset 18, and runs everywhere; ``tensorrt`` the plugin
+NonMaxSuppression, ScatterND and TopK of opset 18, and runs in onnxruntime and OpenVINO (seen:
+TensorRT-RTX 1.7 builds no NonMaxSuppression; give it the file without). ``tensorrt`` is the plugin
 itself, which runs in TensorRT only and breaks ties in an order of its own.
 
 What differs from NumPy: the rounding of exp, pow and the sigmoid in the last bit; and NumPy looks

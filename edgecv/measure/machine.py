@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgecv.measure.telemetry import settings
 from edgecv.runtimes.base import physical_cores
 
 # What the kernels of the runtimes ask for, as /proc/cpuinfo spells it (x86, then ARM)
@@ -26,13 +27,15 @@ def environment() -> dict[str, Any]:
     """Machine, system and versions; what cannot be read is absent."""
     found: dict[str, Any] = {
         "cpu": cpu_model(),
+        "board": _read("/proc/device-tree/model"),  # Raspberry Pi 5 Model B Rev 1.0
         "architecture": platform.machine(),
         "physical_cores": physical_cores(),
         "logical_cores": os.cpu_count(),
         "simd": list(simd_flags()),
         "memory_mb": memory_mb("MemTotal"),
         "swap_mb": memory_mb("SwapTotal"),
-        "governor": governor(),
+        **settings(),
+        "gpus": gpu_devices() or None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": installed(),
@@ -63,10 +66,6 @@ def simd_flags() -> tuple[str, ...]:
     return tuple(flag for flag in SIMD if flag in flags)
 
 
-def governor() -> str | None:
-    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
 def memory_mb(key: str) -> int | None:
     """An entry of /proc/meminfo, in MB (10^6 bytes)."""
     for line in (_read("/proc/meminfo") or "").splitlines():
@@ -92,6 +91,6 @@ def _cpuinfo(key: str) -> str | None:
 
 def _read(path: str) -> str | None:
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text().strip("\0 \n")
     except OSError:
         return None

@@ -24,7 +24,9 @@ from edgecv.measure.report import (
 
 LAYERS_SHOWN = 20
 WIDTH = 720  # of a chart, in its own units; it scales to the page
+SETTINGS = ("threads", "batch", "scenario")  # said once where all rows have the same
 COLORS = 6  # --c0 to --c5
+CHARACTER, LINE = 6.8, 13.0  # of a label: about as wide as 12 px text comes, and its height
 
 STYLE = """
 :root{--bg:#fff;--fg:#1b1f24;--dim:#57606a;--line:#d0d7de;--card:#f6f8fa;--c0:#0969da;--c1:#bf5600;
@@ -41,7 +43,7 @@ table{border-collapse:collapse;width:100%;font-size:.85rem}
 th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--line);
 font-variant-numeric:tabular-nums}
 th{color:var(--dim);font-weight:600}.t{text-align:left;white-space:nowrap}
-.t:first-child{overflow-wrap:anywhere;white-space:normal}.noisy{white-space:nowrap}
+.t:first-child{overflow-wrap:anywhere;white-space:normal;min-width:9rem}.noisy{white-space:nowrap}
 .noisy{color:var(--c4);font-weight:600}
 svg{width:100%;height:auto;display:block}
 svg text{fill:var(--fg);font:12px system-ui,sans-serif}svg .d{fill:var(--dim)}
@@ -87,7 +89,9 @@ def _summary(report: Report) -> str:
     parts = []
     for index, environment in enumerate(report.machines):
         rows = [(row, cells(row)) for row in report.rows if row.machine == index]
-        used = [name for name in COLUMNS if any(cell[name] for _, cell in rows)]
+        shared = [n for n in SETTINGS if len({cell[n] for _, cell in rows}) == 1]
+        used = [n for n in COLUMNS if n not in shared and any(cell[n] for _, cell in rows)]
+        alike = ", ".join(f"{name} {rows[0][1][name]}" for name in shared) if rows else ""
         text = {"model", "backend", "precision", "scenario"}
         head = "".join(f'<th{_left(n in text)} scope="col">{escape(n)}</th>' for n in used)
         body = ""
@@ -101,7 +105,9 @@ def _summary(report: Report) -> str:
                 body += f'<td{_left(name in text)} data-k="{escape(name)}">{value}</td>'
             body += "</tr>\n"
         parts.append(
-            f'<h3>{escape(machine_name(environment))}</h3>\n<div class="wide">'
+            f"<h3>{escape(machine_name(environment))}</h3>\n"
+            + (f'<p class="dim">All with {escape(alike)}.</p>\n' if alike else "")
+            + f'<div class="wide">'
             f"<table><thead><tr>{head}</tr></thead>\n"
             f"<tbody>\n{body}</tbody></table></div>"
         )
@@ -209,14 +215,19 @@ def _scatter(
     front = pareto([(x, y if better_up else -y) for x, y in points])
     path = " ".join(f"{scale_x(xs[i]):.1f},{scale_y(ys[i]):.1f}" for i in front)
     shapes.append(f'<polyline class="front" points="{path}"/>')
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []  # left, right, base line of each label
     for (x, y), (index, row) in zip(points, rows, strict=True):
         px, py = scale_x(x), scale_y(y)
+        wide = CHARACTER * len(row.label)
+        anchor, left_end = ("start", px + 8) if px + 8 + wide < WIDTH else ("end", px - 8 - wide)
         ty = py - 8
-        while any(abs(ty - oy) < 13 and abs(px - ox) < 230 for ox, oy in taken):
-            ty += 13
-        taken.append((px, ty))
-        anchor, tx = ("start", px + 8) if px < WIDTH * 0.6 else ("end", px - 8)
+        while any(
+            abs(ty - other) < LINE and left_end < end and start < left_end + wide
+            for start, end, other in taken
+        ):
+            ty += LINE
+        taken.append((left_end, left_end + wide, ty))
+        tx = left_end if anchor == "start" else left_end + wide
         color = f"var(--c{index % COLORS})"
         shapes.append(
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{color}"/>'

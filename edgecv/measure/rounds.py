@@ -1,7 +1,8 @@
 """Several models on several backends, measured in turns, each in a process that stays alive.
 
-One round gives every pair one slice of time, in an order that is drawn anew; so a clock that sinks
-or a neighbour that wakes hits all of them, and their ratio within a round stays true.
+One round gives every pair one slice of time of each stage, the pairs' slices of a stage next to
+each other, in an order that is drawn anew and then reversed; so a clock that sinks or a neighbour
+that wakes hits all of them, and their ratio within a round stays true.
 """
 
 from __future__ import annotations
@@ -183,12 +184,16 @@ class Rounds:
             self._open_all()
             steps = self._steps()
             rng = np.random.default_rng(ORDER_SEED)
+            order = [int(index) for index in rng.permutation(len(self.pairs))]
             for step in range(steps):
                 self.progress("rounds", step, steps)
-                for index in rng.permutation(len(self.pairs)):
-                    pair = self.pairs[int(index)]
-                    if pair.alive:
-                        self._measure(pair, step, steps)
+                # every second round runs backwards: who comes first, and who comes after whom, is
+                # the same for all, exactly and not only on average
+                order = order[::-1] if step % 2 else [int(i) for i in rng.permutation(order)]
+                for stage in SHARES:
+                    for index in order:
+                        if self.pairs[index].alive:
+                            self._measure(self.pairs[index], stage, step, steps)
             self.progress("rounds", steps, steps)
             self._ask_usage()
             self._profile_all()
@@ -223,20 +228,17 @@ class Rounds:
         slowest = max((pair.steady_s for pair in self.pairs if pair.alive), default=1.0)
         return max(MIN_ROUNDS, min(ROUNDS, int(self.duration / (4 * slowest))))
 
-    def _measure(self, pair: Pair, step: int, steps: int) -> None:
-        if pair.search is not None:
+    def _measure(self, pair: Pair, stage: str, step: int, steps: int) -> None:
+        if stage == "inference" and pair.search is not None:
             request = {"do": "serve", "rate": pair.search.rate, "seed": SERVER_SEED + step}
             reply = self._slice(pair, request, pair.search.step_seconds)
             if reply is not None:
                 pair.search.seen(array("q", reply["times"]))
-        for stage, share in SHARES.items():
-            if pair.search is not None and stage == "inference":
-                continue
-            least = -(-MIN_RUNS // steps) if stage == "inference" else 1
-            request = {"do": "time", "stage": stage, "least": least}
-            reply = self._slice(pair, request, self.duration / steps * share)
-            if reply is None:
-                return
+            return
+        least = -(-MIN_RUNS // steps) if stage == "inference" else 1
+        request = {"do": "time", "stage": stage, "least": least}
+        reply = self._slice(pair, request, self.duration / steps * SHARES[stage])
+        if reply is not None:
             pair.times[stage].append(array("q", reply["times"]))
 
     def _slice(self, pair: Pair, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:

@@ -68,7 +68,8 @@ class Localizer(nn.Module):
         corners = torch.cat([centre - half, centre + half], 1)  # [N, 4] of 0 to 1
         height, width = x.shape[-2:]
         corners = corners * corners.new_tensor([width, height, width, height])
-        score, index = logits.softmax(1).max(1, keepdim=True)
+        # not max(): OpenVINO 2024.0 fails on its ReduceMax or ArgMax
+        score, index = logits.softmax(1).topk(1)
         return torch.cat([corners, score, index.to(box.dtype)], 1).unsqueeze(1)
 
 

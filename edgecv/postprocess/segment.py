@@ -101,7 +101,7 @@ def _taps(
     return lower, np.minimum(lower + 1, size - 1), (place - lower).astype(np.float32)
 
 
-# --- masks as pictures, as text, and compared -----------------------------------------------------
+# --- masks as pictures and as text ----------------------------------------------------------------
 
 
 def palette(count: int) -> NDArray[np.uint8]:
@@ -146,33 +146,3 @@ def from_run_lengths(runs: Sequence[int], height: int, width: int) -> NDArray[np
         )
     inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(inside, runs).reshape(width, height).T
-
-
-def confusion(
-    truth: NDArray[np.integer], mask: NDArray[np.integer], count: int, ignore: int | None = 255
-) -> NDArray[np.int64]:
-    """Pixels by true class (row) and predicted class (column), int64 ``[count, count]``.
-
-    Pixels whose truth is ``ignore`` do not count. Add the tables of several pictures.
-    """
-    if truth.shape != mask.shape:
-        raise InputError(f"the true mask is {truth.shape}, the predicted one {mask.shape}")
-    rows, columns = truth.ravel().astype(np.int64), mask.ravel().astype(np.int64)
-    if ignore is not None:
-        rows, columns = rows[rows != ignore], columns[rows != ignore]
-    for what, values in (("true", rows), ("predicted", columns)):
-        if values.size and not 0 <= values.min() <= values.max() < count:
-            raise InputError(
-                f"{what} classes run from {values.min()} to {values.max()}, there are {count}"
-            )
-    return np.bincount(rows * count + columns, minlength=count * count).reshape(count, count)
-
-
-def class_iou(table: NDArray[np.int64]) -> NDArray[np.float64]:
-    """IoU of each class, float64 ``[C]``, from :func:`confusion`; NaN for one that is neither in
-    the truth nor predicted (``nanmean`` is the mIoU)."""
-    hit = np.diag(table).astype(np.float64)
-    union = table.sum(axis=0) + table.sum(axis=1) - hit
-    shares = np.full(len(hit), np.nan)
-    np.divide(hit, union, out=shares, where=union > 0)
-    return shares

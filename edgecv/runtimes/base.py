@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from edgecv.errors import BackendUnavailable, FeedError, InputError, RuntimeFailure
 from edgecv.progress import Progress, silent
-from edgecv.runtimes.onnxgraph import check_file
+from edgecv.runtimes.filecheck import check_file
 from edgecv.spec import TensorSpec
 
 Array: TypeAlias = NDArray[Any]

@@ -17,7 +17,7 @@ from edgecv.runtimes.base import (
     RuntimeInfo,
     RuntimeOptions,
 )
-from edgecv.runtimes.onnxgraph import compute_types, read_nodes
+from edgecv.runtimes.computes import compute_types, read_nodes
 from edgecv.spec import TensorSpec
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
 from edgecv.runtimes.base import Array, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
-from edgecv.runtimes.onnxgraph import HEAVY, INTEGER_PREFIXES
+from edgecv.runtimes.computes import HEAVY, INTEGER_PREFIXES
 from edgecv.runtimes.ort import (
     CPU,
     DTYPES,

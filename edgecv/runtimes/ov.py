@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from edgecv.errors import BackendUnavailable, RuntimeFailure
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
-from edgecv.runtimes.onnxgraph import graph_names
+from edgecv.runtimes.computes import graph_names
 from edgecv.spec import TensorSpec
 
 # OpenVINO's names of element types -> NumPy's

@@ -26,7 +26,7 @@ from edgecv.files import sha256_of
 from edgecv.onnxfile import read_metadata
 from edgecv.progress import Progress
 from edgecv.runtimes.base import RuntimeOptions
-from edgecv.runtimes.onnxgraph import check_file
+from edgecv.runtimes.filecheck import check_file
 from edgecv.spec import METADATA_KEY, ModelSpec, TensorSpec
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -19,7 +19,7 @@ from edgecv.measure import selftest
 from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model
 from edgecv.onnxfile import read_metadata
-from edgecv.onnxgraph import Header, read_header
+from edgecv.onnxheader import Header, read_header
 from edgecv.results import Placement
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Backend

@@ -1,7 +1,8 @@
 """Answers drawn onto their picture, so that they can be read on any background.
 
-Boxes have a dark rim, points a light and a dark one; each text stands on a plate of its own colour, black or
-white by that colour's brightness, inside the picture and, where there is room, on no other text.
+Boxes have a dark rim, points a light and a dark one; each text stands on a plate of its own
+colour, black or white by that colour's brightness, inside the picture and, where there is room, on
+no other text.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _label(
     font = _font(font_size)
     pad = max(2, font_size // 6)
     text = _fitting(text, size[0] - 2 * pad, font)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, top, right, bottom = font.getbbox(text)  # Pillow 9.4: textbbox takes TrueType only
     width, height = int(right - left) + 2 * pad, int(bottom - top) + 2 * pad
     places = [
         (box[0], box[1] - height),  # above, then inside, below, and at the right

@@ -1,4 +1,4 @@
-"""``edgecv quantize``: a float ONNX file and pictures -> an INT8 file and its proof."""
+"""``edgecv quantize``: a float file and pictures -> an INT8 file and the proof of what it is."""
 
 from __future__ import annotations
 

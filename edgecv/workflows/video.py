@@ -266,12 +266,13 @@ def _cv2() -> Any:
 @contextlib.contextmanager
 def _quiet(cv2: Any) -> Iterator[None]:
     """OpenCV writes to stderr what comes as an error of ours."""
-    level = cv2.getLogLevel()
-    cv2.setLogLevel(0)
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:
         yield
     finally:
-        cv2.setLogLevel(level)
+        logging.setLogLevel(level)
 
 
 def _not_opened(target: int | str) -> InputError:

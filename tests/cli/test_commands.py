@@ -135,7 +135,7 @@ def test_predict_names_what_it_could_not_read_and_goes_on(folder, tmp_path):
 
 def test_predict_saves_drawn_pictures(folder, tmp_path):
     edgecv("predict", READY_MODEL, folder / "cat", "--save", tmp_path / "drawn")
-    drawn = sorted((tmp_path / "drawn").iterdir())
+    drawn = sorted((tmp_path / "drawn").glob("*.png"))
     assert len(drawn) == 5
     with Image.open(drawn[0]) as picture:
         assert picture.height > 40

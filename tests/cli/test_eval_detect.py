@@ -144,7 +144,7 @@ def test_without_a_data_yaml_the_numbers_are_the_models(data):
     (data / "data.yaml").unlink()
     one, _ = read_yolo(data, LABELS)
     assert one.classes.tolist() == [1, 0]
-    with pytest.raises(InputError, match="--split val needs a data.yaml"):
+    with pytest.raises(InputError, match=r"--split val needs a data\.yaml"):
         read_yolo(data, LABELS, "val")
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from edgecv.errors import InputError, RecipeError, SpecError
 from edgecv.export.recipe import list_adoptable, load_recipe
 from edgecv.export.ultralytics import read_note
 from edgecv.measure.ready import READY_MODEL
-from edgecv.onnxgraph import read_header
+from edgecv.onnxheader import read_header
 from edgecv.spec import read_spec
 from edgecv.workflows.adopt import adopt
 
@@ -198,3 +199,27 @@ def test_adopting_imports_no_torch_and_no_onnx(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr
+
+
+def test_the_command_shows_the_licence_and_prints_json(tmp_path):
+    source = net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE)
+    command = [str(Path(sys.executable).parent / "edgecv"), "adopt", str(source)]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "b.onnx"), "--json"], capture_output=True, text=True
+    )
+    data = json.loads(done.stdout)
+    assert data["path"] == str(tmp_path / "b.onnx")
+    assert data["classes"] == 3
+    assert NOTE["license"] in done.stderr
+    assert "publish the source" in done.stderr
+    again = subprocess.run([*command, "--recipe", "none"], capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "there is no recipe named 'none'" in again.stderr
+
+
+def test_a_note_cannot_choose_where_the_file_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hostile = NOTE | {"description": "Ultralytics ../../outside model"}
+    source = net(tmp_path / "a.onnx", [1, 7, 126], note=hostile)
+    with pytest.raises(SpecError, match="give --recipe"):
+        adopt(source)

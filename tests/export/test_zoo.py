@@ -1,7 +1,5 @@
 """The zoo through export: small inputs, seeded weights, two runtimes; and what the nets promise."""
 
-from collections import Counter
-
 import numpy as np
 import onnxruntime
 import openvino
@@ -22,28 +20,26 @@ from edgecv.models.seeded import fill_by_name
 from edgecv.workflows.models import layers_of
 
 BLOCKS = {"Conv", "Gemm", "Flatten", "GlobalAveragePool"}
+YOLOX = {"Slice", "Concat", "Sigmoid", "Mul", "Add", "MaxPool", "Resize", "Reshape", "Transpose"}
+BOX = {"Clip", "Add", "Sigmoid", "Div", "Mul", "Sub", "Concat", "Slice", "Reshape", "Unsqueeze"}
+BEST = {"Softmax", "TopK", "Cast"}
 CASES = [
     # name, options, channels, size, what the graph may hold beside BLOCKS
     ("lenet5", {}, 1, 32, {"Relu", "MaxPool"}),
-    ("alexnet", {"num_classes": 2}, 3, 64, {"Relu", "MaxPool", "MatMul"}),
     ("googlenet", {"num_classes": 3}, 3, 64, {"Relu", "MaxPool", "Concat"}),
-    ("mobilenet_v3_small", {"width": 0.5}, 3, 64, {"Relu", "HardSwish", "HardSigmoid", "Mul", "Add"}),
-    ("efficientnet_b0", {"num_classes": 3}, 3, 64, {"Sigmoid", "Mul", "Add"}),
+    ("mobilenet_v3_small", {}, 3, 64, {"Relu", "HardSwish", "HardSigmoid", "Mul", "Add"}),
     ("tf_efficientnet_lite0", {"num_classes": 3}, 3, 63, {"Clip", "Add"}),
-    ("mobilefacenet", {"image_size": 32}, 3, 32, {"Clip", "Relu", "Add"}),
     ("unet", {"base": 4}, 3, 32, {"Relu", "MaxPool", "ConvTranspose", "Concat"}),
-    ("unet_mobilenet_v2", {"width": 0.35}, 3, 32, {"Relu", "Clip", "Add", "Resize", "Concat"}),
     ("landmarks", {"trunk": "resnet18"}, 3, 32, {"Relu", "MaxPool", "Add", "Reshape"}),
-]  # fmt: skip
+]
 SLOW = [
-    ("resnet50", {}, 3, 64, {"Relu", "MaxPool", "Add"}),
+    ("alexnet", {"num_classes": 2}, 3, 64, {"Relu", "MaxPool", "MatMul"}),
     ("inception_v3", {}, 3, 107, {"Relu", "MaxPool", "AveragePool", "Concat"}),
-    ("yolox_nano", {"num_classes": 3}, 3, 64, {"Slice", "Concat", "Sigmoid", "Mul", "Add", "MaxPool",
-     "Resize", "Reshape", "Transpose"}),
-    ("localizer", {"num_classes": 3}, 3, 64, {"Clip", "Add", "Sigmoid", "Div", "Mul", "Sub", "Concat",
-     "Softmax", "ReduceMax", "ArgMax", "Cast", "Unsqueeze", "Slice", "Reshape"}),
-    ("siamese", {"trunk": "mobilenet_v1", "measure": "chi-square"}, 3, 64, {"Clip", "Sigmoid"}),
-]  # fmt: skip
+    ("efficientnet_b0", {"num_classes": 3}, 3, 64, {"Sigmoid", "Mul", "Add"}),
+    ("unet_mobilenet_v2", {"width": 0.35}, 3, 32, {"Relu", "Clip", "Add", "Resize", "Concat"}),
+    ("yolox_nano", {"num_classes": 3}, 3, 64, YOLOX),
+    ("localizer", {"num_classes": 3}, 3, 64, BOX | BEST),
+]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +52,7 @@ def test_exports_with_the_nodes_it_needs_and_equal_answers(name, options, channe
     assert {node.op_type for node in graph.graph} <= BLOCKS | kinds
     assert graph.ir_version <= 9
     names = [node.name for node in graph.graph]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names)  # TensorFlow's asymmetric pads are in the convolutions
     data = to_bytes(graph)
     x = np.random.default_rng(5).standard_normal((3, channels, size, size)).astype(np.float32)
     with torch.inference_mode():
@@ -70,11 +66,10 @@ def test_exports_with_the_nodes_it_needs_and_equal_answers(name, options, channe
 
 
 def test_a_fixed_batch_and_names_of_the_modules():
-    graph = export_module(models.create("tf_efficientnet_lite0", 3), (3, 32, 32), batch=2)
-    assert list(graph.graph.inputs[0].shape) == [2, 3, 32, 32]
+    graph = export_module(models.create("lenet5"), (1, 32, 32), batch=2)
+    assert list(graph.graph.inputs[0].shape) == [2, 1, 32, 32]
     names = {node.name for node in graph.graph}
-    assert {"conv_stem/Conv", "blocks.3.1.conv_dw/Conv", "classifier/Gemm"} <= names
-    assert Counter(node.op_type for node in graph.graph)["Conv"] == 49  # asymmetric pads are in it
+    assert {"features.0/Conv", "features.5/MaxPool", "classifier.4/Gemm"} <= names
 
 
 @pytest.mark.parametrize(
@@ -189,7 +184,7 @@ def test_siamese_likeness_follows_its_formula(measure):
 
 
 def test_localizer_answers_in_pixels_of_the_input():
-    net = models.create("localizer", 3, trunk="mobilenet_v3_small").eval()
+    net = fill_by_name(models.create("localizer", 3, trunk="mobilenet_v3_small")).eval()
     x = torch.randn((2, 3, 32, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         out, (box, logits) = net(x), net.training_outputs(x)

@@ -84,7 +84,7 @@ def test_width_and_class_count(name):
 
 def test_weights_of_another_width_are_refused():
     state = models.create("mobilenet_v2", width=0.5).state_dict()
-    with pytest.raises(WeightsError, match="another shape.*another width"):
+    with pytest.raises(WeightsError, match=r"another shape.*another width"):
         load_into(models.create("mobilenet_v2"), state, "half.pth")
 
 

@@ -12,10 +12,7 @@ import edgecv
 from edgecv.errors import InputError
 from edgecv.faces import FacePipeline
 from edgecv.gallery import Settings
-from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, write_spec
-
-STRIDES = (8, 16, 32)
-WIDTHS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
+from edgecv.workflows.adopt import adopt
 
 
 @pytest.fixture(scope="session")
@@ -28,25 +25,7 @@ def embedder(assets, tmp_path_factory):
 @pytest.fixture(scope="session")
 def detector(assets, tmp_path_factory):
     path = tmp_path_factory.mktemp("faces") / "yunet.onnx"
-    spec = ModelSpec(
-        name="yunet",
-        task="detect",
-        inputs=(TensorSpec("input", ("batch", 3, "height", "width")),),
-        outputs=tuple(
-            TensorSpec(f"{what}_{stride}", ("batch", "dim", width))
-            for what, width in WIDTHS.items()
-            for stride in STRIDES
-        ),
-        preparation=Preparation(
-            640, 640, "bgr", "multiple", multiple=32, interpolation="opencv-linear", divisor=1.0
-        ),
-        decoding=Decoding(
-            "yunet", {"strides": list(STRIDES), "conf": 0.6, "iou": 0.3, "max_det": 750}
-        ),
-        labels=("face",),
-    )
-    write_spec(assets / "weights" / "yunet_n.onnx", spec, path)
-    return path
+    return adopt(assets / "weights" / "yunet_n.onnx", recipe="yunet", output=path).path
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,10 @@ import pytest
 import edgecv
 from edgecv.errors import InputError, SpecError, WeightsError
 from edgecv.export.recipe import InputOverrides
+from edgecv.measure.compare import FP32_MAX_REL
+from edgecv.measure.selftest import inputs
+from edgecv.runtimes import open_backend
+from edgecv.runtimes.base import RuntimeOptions
 from edgecv.spec import read_spec, write_spec
 
 
@@ -132,3 +136,15 @@ def test_a_file_without_a_self_test_says_so(parent, tmp_path):
     write_spec(path, replace(read_spec(path), self_test={"seed": 1}), bare)
     with pytest.raises(SpecError, match="damaged"):
         edgecv.verify(bare)
+
+
+@pytest.mark.parametrize("name", ["openvino"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_other_runtimes_give_the_same_answers(parent, name, count):
+    x = inputs(read_spec(parent[0]).preparation, 7, count)
+    with open_backend("onnxruntime", parent[0]) as runtime:
+        expected = runtime.run({"input": x})["logits"]
+    with open_backend(name, parent[0], RuntimeOptions(precision="fp32")) as runtime:
+        got = runtime.run({"input": x})["logits"]
+    assert np.abs(got - expected).max() <= FP32_MAX_REL * np.abs(expected).max()
+    assert (got.argmax(1) == expected.argmax(1)).all()

@@ -34,7 +34,7 @@ class Tiny:
 
     @staticmethod
     def tensor(name, array):
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray makes scalars [1]
         dims = b"".join(number(1, size) for size in array.shape)
         kind = number(2, ELEMENTS[array.dtype.name])
         return dims + kind + data(8, name) + data(9, array.tobytes())

@@ -190,17 +190,6 @@ def test_run_lengths_go_down_the_columns():
             segment.from_run_lengths(runs, 2, 3)
 
 
-def test_iou_of_classes_by_hand():
-    truth = np.array([[0, 0, 1, 1], [0, 255, 1, 1]])
-    mask = np.array([[0, 1, 1, 1], [0, 1, 1, 0]])
-    table = segment.confusion(truth, mask, 4)
-    np.testing.assert_array_equal(table[:2, :2], [[2, 1], [1, 3]])
-    np.testing.assert_allclose(segment.class_iou(table), [2 / 4, 3 / 5, np.nan, np.nan])
-    for wrong in (truth[:1], np.full_like(truth, 4), np.full_like(truth, -1)):
-        with pytest.raises(InputError, match=r"mask is|classes run"):
-            segment.confusion(wrong, mask, 4)
-
-
 # --- points and embeddings ------------------------------------------------------------------------
 
 

@@ -431,3 +431,37 @@ def test_a_process_killed_at_a_random_moment_leaves_a_whole_gallery(tmp_path):
         state, ended = crash(folder, 0, 10_000, kill_after=rng.random() * 0.1)
         assert not ended
         check_after_crash(folder, state)
+
+
+def test_who_reads_while_others_write_sees_one_moment(tmp_path):
+    """Segments are wiped under readers' feet all the time; none may notice."""
+    writer = made(tmp_path / "g")
+    writer.enrol("anna", E[0])
+    stop = threading.Event()
+    errors, seen = [], 0
+
+    def churn():
+        try:
+            for i in range(10_000):
+                if stop.is_set():
+                    return
+                writer.enrol(f"p{i}", E[1] + i)
+                if i % 3 == 2:
+                    writer.remove(f"p{i - 1}", f"p{i}")
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            with Gallery.open(tmp_path / "g") as reader:
+                assert reader.identify(E[0])[0].name == "anna"
+                assert "anna" in reader.people()
+                seen += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    assert seen > 5

@@ -21,6 +21,7 @@ from edgecv.runtimes import (
     probe_backends,
 )
 from edgecv.runtimes.base import Probe, RuntimeOptions
+from edgecv.runtimes.computes import HEAVY
 from edgecv.spec import read_spec, write_spec
 
 USABLE = [name for name, probe in probe_backends().items() if probe.usable]
@@ -208,6 +209,11 @@ def test_run_into_fills_the_callers_own_buffers(name):
         out = np.full((2, 10), np.nan, np.float32)
         runtime.run_into(feeds(), {"logits": out})
         np.testing.assert_array_equal(out, expected)
+        x = feeds()
+        for _ in range(2):  # the same arrays again, with other values in them
+            x["input"] += 1
+            runtime.run_into(x, {"logits": out})
+            np.testing.assert_array_equal(out, runtime.run(x)["logits"])
         for bad, message in (
             ({}, "missing 'logits'"),
             ({"logits": np.empty((2, 10), np.float64)}, "got float64"),
@@ -258,6 +264,24 @@ def test_memory_is_given_back(name):
             runtime.run(x)
         sizes.append(rss_mb())
     assert sizes[-1] - sizes[2] < 10  # a session of this model takes about 20 MB
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_the_profile_says_who_ran_each_node():
+    from edgecv.runtimes.ort import CPU
+    from edgecv.runtimes.ort_gpu import OrtCudaBackend, profile_nodes
+
+    spec = read_spec(READY_MODEL)
+    options = RuntimeOptions(threads=1)
+    ran = profile_nodes(READY_MODEL, options, [CPU], spec.inputs)
+    heavy = [node for node in ran if node.op_type in HEAVY]
+    assert len(heavy) == 53
+    assert {(node.provider, node.precision) for node in heavy} == {(CPU, "fp32")}
+    # what the CUDA backend says to a run that onnxruntime quietly moved to the CPU
+    backend = object.__new__(OrtCudaBackend)
+    backend.path, backend.options = READY_MODEL, options
+    with pytest.raises(BackendUnavailable, match=r"52 Conv, 1 Gemm of it on the CPU"):
+        backend._check(ran)
 
 
 def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
@@ -355,6 +379,8 @@ def test_one_picture_a_list_and_many():
             model(pictures[0], conf=0.5)
 
 
-def test_the_self_test_holds_on_this_machine():
-    outcome = edgecv.verify(READY_MODEL)
+@pytest.mark.parametrize("name", RUNNING)
+def test_the_self_test_holds_on_this_machine(name):
+    # the answers in the file are onnxruntime's, so this is also one runtime against another
+    outcome = edgecv.verify(READY_MODEL, backend=name)
     assert outcome.passed, outcome

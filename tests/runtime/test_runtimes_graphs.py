@@ -7,7 +7,7 @@ import pytest
 from edgecv.errors import BackendUnavailable, FeedError, SpecError
 from edgecv.runtimes import open_backend, probe_backends
 from edgecv.runtimes.base import RuntimeOptions
-from edgecv.runtimes.onnxgraph import check_file
+from edgecv.runtimes.filecheck import check_file
 
 RUNNING = [n for n, probe in probe_backends().items() if probe.usable and n != "fake"]
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")

@@ -1,0 +1,268 @@
+"""Does the measuring hold? The harness measured with itself.
+
+``--mode short`` (a minute or two) shows that it works; ``--mode full`` is the proof: 20 pairs of
+runs of the same model, two minutes apart, and 20 with 5% planted. ``--minutes`` sets the total
+time of either; a run that was cut off goes on where it was when the same ``-o`` is given.
+
+- ``same``: the same file against a copy of itself; the interval of the ratio should hold 1;
+- ``slower``: the copy's runs are made 5% longer by spinning; a regression should be found;
+- ``bare``: the same session in a bare onnxruntime loop; the ratio of the medians should be 1;
+- ``openvino``: single-stream p50 against OpenVINO's own benchmark_app, in turns;
+- ``overhead``: what the timed loop adds to a run, in nanoseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgecv.measure import child, selftest
+from edgecv.measure.machine import environment
+from edgecv.measure.ready import READY_MODEL
+from edgecv.measure.record import machine_id
+from edgecv.measure.scenarios import Plan
+from edgecv.measure.timing import timed
+from edgecv.model import Model
+from edgecv.runtimes import probe_backends
+from edgecv.workflows.bench import bench
+
+SCHEMA = "edgecv.harness/1"
+PLANTED = 0.05
+PLANTED_FILE, BARE_FILE = "planted.onnx", "bare.onnx"  # the child plays these roles by file name
+STARTUP_SECONDS = 3.0  # of one trial: two children load and warm up
+STAGES = 1.5  # a trial takes this times its duration, per pair: the other stages are timed as well
+
+
+def planted_child() -> None:
+    """A measuring process in which the files above are slowed, or run without EdgeCV."""
+    real = child._stages
+
+    def stages(model: Model, plan: Plan) -> dict[str, Callable[[], object]]:
+        found = real(model, plan)
+        run = found["inference"]
+        if model.runtime.path.name == PLANTED_FILE:
+            found["inference"] = lambda: slowed(run)
+        if model.runtime.path.name == BARE_FILE:
+            found["inference"] = bare(model)
+        return found
+
+    child._stages = stages
+    child.main()
+
+
+def slowed(run: Callable[[], object]) -> None:
+    """``run``, and 5% of what it took on top. Spinning: a sleep of 50 microseconds takes 100."""
+    clock = time.perf_counter_ns
+    start = clock()
+    run()
+    end = clock()
+    end += int((end - start) * PLANTED)
+    while clock() < end:
+        pass
+
+
+def bare(model: Model) -> Callable[[], object]:
+    """What onnxruntime_perf_test does: ``session.run`` on a tensor in memory, nothing else."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = model.info.threads
+    settings.inter_op_num_threads = 1
+    session = ort.InferenceSession(
+        str(model.runtime.path), settings, providers=["CPUExecutionProvider"]
+    )
+    (tensor,) = model.spec.inputs
+    batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
+    # the same values as ours: power, and so the clock, depends on the bits that change
+    feeds = {tensor.name: selftest.inputs(model.spec.preparation, child.SEED, batch)}
+    return lambda: session.run(None, feeds)
+
+
+def trial(folder: Path, role: str, backend: str, duration: float) -> dict[str, Any]:
+    """One comparison of the ready model with itself in ``role``."""
+    report = bench(
+        [folder / role],
+        baseline=folder / "model.onnx",
+        backends=[backend],
+        threads=1,
+        duration=duration,
+        child=(sys.executable, __file__, "--child"),
+    )
+    (verdict,) = report.verdicts
+    noisy = any(record["noise"]["noisy"] for record in report.records)
+    return {
+        **verdict.to_dict(),
+        "noisy": noisy,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def openvino_app(model: Path, duration: float) -> float:
+    """The median latency, in ms, that OpenVINO's benchmark_app reports on one thread."""
+    app = Path(sys.executable).with_name("benchmark_app")
+    command = [str(app)] if app.exists() else [sys.executable, "-m", "openvino.tools.benchmark"]
+    flags = {
+        "-m": model, "-d": "CPU", "-api": "sync", "-nireq": 1, "-nthreads": 1, "-nstreams": 1,
+        "-hint": "none", "-infer_precision": "f32", "-t": max(1, round(duration)),
+    }  # fmt: skip
+    words = [str(word) for flag in flags.items() for word in flag]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if "Median:" in line)
+    return float(line.split("Median:")[1].split()[0])
+
+
+def overhead_ns() -> dict[str, float]:
+    """The time of a run that does nothing: the loop, the call and the clock."""
+    medians = [statistics.median(timed(lambda: None, 0.05)) for _ in range(20)]
+    return {"median": statistics.median(medians), "worst_of_20": max(medians)}
+
+
+class Results:
+    """The file of results; every trial is written as soon as it is done."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        here = environment()
+        here["machine_id"] = machine_id(here)
+        self.path = path
+        self.data: dict[str, Any] = {
+            "schema": SCHEMA, "environment": here, "settings": settings, "trials": {},
+        }  # fmt: skip
+        if path is not None and path.exists():
+            old = json.loads(path.read_text())
+            if (
+                old["settings"] == settings
+                and old["environment"]["machine_id"] == here["machine_id"]
+            ):
+                self.data["trials"] = old["trials"]
+                print(f"going on with {sum(map(len, old['trials'].values()))} trials of {path}")
+
+    def of(self, name: str) -> list[Any]:
+        found: list[Any] = self.data["trials"].setdefault(name, [])
+        return found
+
+    def add(self, name: str, value: Any) -> None:
+        self.of(name).append(value)
+        self.write()
+
+    def write(self) -> None:
+        if self.path is not None:
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.data, indent=1) + "\n")
+            part.replace(self.path)
+
+
+def summarize(results: Results) -> dict[str, Any]:
+    """The figures that the trials come to."""
+    found: dict[str, Any] = {}
+    same = [t["ratio"] for t in results.of("same") if "ratio" in t]
+    if same:
+        widths = [(r["high"] - r["low"]) / 2 for r in same]
+        found["same"] = {
+            "trials": len(same),
+            "interval_holds_1": sum(r["low"] <= 1 <= r["high"] for r in same),
+            "half_width_median": round(statistics.median(widths), 5),
+            "half_width_worst": round(max(widths), 5),
+            "called_a_regression": sum(t["verdict"] == "regression" for t in results.of("same")),
+        }
+    slower = [t for t in results.of("slower") if "ratio" in t]
+    if slower:
+        found["slower"] = {
+            "trials": len(slower),
+            "found": sum(t["verdict"] == "regression" for t in slower),
+            "ratio_median": round(statistics.median(t["ratio"]["value"] for t in slower), 4),
+        }
+    for name in ("bare", "openvino"):
+        ratios = [t["ratio"]["value"] for t in results.of(name) if "ratio" in t]
+        if ratios:
+            found[name] = {
+                "trials": len(ratios),
+                "ratio_median": round(statistics.median(ratios), 4),
+            }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--mode", choices=("short", "full"), default="short")
+    parser.add_argument("--minutes", type=float, help="in all; default: 2 (short), 150 (full)")
+    parser.add_argument("--trials", type=int, help="of same and slower; default: 3 or 20")
+    parser.add_argument("--gap", type=float, help="seconds between trials; default: 0 or 120")
+    parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("-o", type=Path, help="JSON file, written after every trial")
+    arguments = parser.parse_args()
+    full = arguments.mode == "full"
+    trials = arguments.trials or (20 if full else 3)
+    gap = (120.0 if full else 0.0) if arguments.gap is None else arguments.gap
+    minutes = arguments.minutes or (150.0 if full else 2.0)
+    others = max(1, trials // 4)
+    openvino = probe_backends().get("openvino")
+    usable = openvino is not None and openvino.usable
+    jobs = ["same"] * trials + ["slower"] * trials + ["bare"] * others
+    jobs += ["openvino"] * (others if usable else 0)
+    each = minutes * 60 / len(jobs) - gap - STARTUP_SECONDS
+    duration = round(each / (2 * STAGES), 1)
+    if duration < 0.5:
+        parser.error(
+            f"{minutes:g} minutes leave {duration:g} s a trial; give more, or fewer trials"
+        )
+    settings = {
+        "trials": trials,
+        "gap_s": gap,
+        "duration_s": duration,
+        "backend": arguments.backend,
+    }
+    results = Results(arguments.o, settings)
+    results.data["overhead_ns"] = overhead_ns()
+    # same and slower by turns: an hour of noise does not fall on one of them alone
+    jobs.sort(key=lambda name: name in ("bare", "openvino"))
+    order = [
+        name for pair in zip(jobs[:trials], jobs[trials : 2 * trials], strict=True) for name in pair
+    ]
+    order += jobs[2 * trials :]
+    roles = {"same": "copy.onnx", "slower": PLANTED_FILE, "bare": BARE_FILE}
+    with tempfile.TemporaryDirectory(prefix="edgecv-harness-") as name:
+        folder = Path(name)
+        for file in ("model.onnx", *roles.values()):
+            shutil.copy(READY_MODEL, folder / file)
+        seen: dict[str, int] = {}
+        for job in order:
+            seen[job] = seen.get(job, 0) + 1
+            if len(results.of(job)) >= seen[job]:
+                continue  # done in an earlier run
+            if job == "openvino":
+                theirs = openvino_app(folder / "model.onnx", duration)
+                ours = bench(
+                    [folder / "model.onnx"], backends=["openvino"], threads=1, duration=duration
+                )
+                value = ours.records[0]["latency_ms"]["p50"] / theirs
+                results.add(job, {"ratio": {"value": round(value, 5)}, "benchmark_app_ms": theirs})
+            else:
+                results.add(job, trial(folder, roles[job], arguments.backend, duration))
+            last = results.of(job)[-1]
+            print(job, json.dumps(last.get("ratio")), last.get("verdict", ""), flush=True)
+            time.sleep(gap)
+    results.data["summary"] = summarize(results)
+    results.write()
+    print(
+        json.dumps(
+            {"overhead_ns": results.data["overhead_ns"], **results.data["summary"]}, indent=1
+        )
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--child"]:
+        planted_child()
+    else:
+        main()
