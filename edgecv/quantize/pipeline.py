@@ -45,7 +45,7 @@ class Search:
 
     batches: Batches
     error: Error = relative_error
-    limit: float = 0.05
+    limit: float = 0.15  # YOLOX-Nano: AP 98% and more at 1.3 times; 0.06 costs it the speed
 
 
 @dataclass(frozen=True)
