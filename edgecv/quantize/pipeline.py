@@ -10,6 +10,7 @@ from functools import partial
 import onnx_ir as ir
 
 from edgecv.errors import QuantizeError
+from edgecv.graph.focus import fold_focus
 from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import choose, extremes, histograms
@@ -49,7 +50,8 @@ class Search:
 
     batches: Batches
     error: Error = relative_error
-    limit: float = 0.05
+    # YOLOX-Nano, AP of FP32 and times its speed: 0.15 94% 1.32, 0.09 95% 1.29, 0.06 101% 1.24
+    limit: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
     """
     fixed: Mapping[str, Range] = {}
     taken = None
+    fold_focus(model)
     if pixels:
         taken = pixels_in(model, preparation, integer=not policy.symmetric)
     elif not policy.symmetric:

@@ -19,16 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import Histogram, least_squares, percentile
-from edgecv.quantize.ranges import Array, Range, affine
-from edgecv.quantize.run import Batches, Probe
+from edgecv.quantize.ranges import Affine, Array, Range, affine
+from edgecv.quantize.run import Batches, Probe, open_session
 from edgecv.quantize.structure import plan
 from edgecv.quantize.targets import MAC, Policy
+from edgecv.spec import Decoding
 
 SILU_LOW = -6.0
 SHARES = (0.9999, 0.999)  # of the values that a percentile range keeps
@@ -59,6 +61,9 @@ class PutBack:
     nodes: dict[str, str]
     before: float  # the sum of the errors of all quantized tensors
     after: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"nodes": self.nodes, "error_before": self.before, "error_after": self.after}
 
 
 def relative_error(reference: Outputs, candidate: Outputs) -> float:
@@ -95,6 +100,13 @@ def detection_error(boxes: slice, scores: Callable[[Array], Array]) -> Error:
     return error
 
 
+def error_for(decoding: Decoding) -> Error:
+    """What an error is, by what the outputs mean."""
+    if decoding.kind == "yolox":  # boxes in grid units, then objectness and classes, all 0 to 1
+        return detection_error(slice(0, 4), lambda rows: rows[:, 4:5] * rows[:, 5:])
+    return relative_error
+
+
 def measure(
     model: ir.Model,
     policy: Policy,
@@ -116,10 +128,12 @@ def measure(
     values = {v.name or "": v for v in (*model.graph.inputs, *_outputs(model))}
     names = [name for name in plan(model, policy).values if name in histograms]
 
-    def harm(name: str, span: Range) -> float:
-        probe = Probe(_with_one_quantized(model, name, span, policy), net.names)
-        pairs = zip(references, pictures, strict=True)
-        return float(np.mean([error(reference, probe(p)) for reference, p in pairs]))
+    def harm(gate: _Gate, span: Range) -> float:
+        errors = [
+            error(reference, gate(picture, affine(span, policy)))
+            for reference, picture in zip(references, pictures, strict=True)
+        ]
+        return float(np.mean(errors))
 
     proposals = {
         name: _proposals(values[name], histograms[name], policy, name in whole) for name in names
@@ -127,14 +141,15 @@ def measure(
     found: dict[str, Sensitivity] = {}
     for number, name in enumerate(names):
         first = proposals[name][0]
-        found[name] = Sensitivity(name, first, harm(name, first))
+        found[name] = Sensitivity(name, first, harm(_Gate(model, name, policy), first))
         progress("sensitivity", number + 1, len(names))
     floor = NEGLIGIBLE * sum(item.error for item in found.values())
     for name in names:
         if found[name].error <= floor:
             continue
+        gate = _Gate(model, name, policy)
         for span in proposals[name][1:]:
-            if (got := harm(name, span)) < found[name].error:
+            if (got := harm(gate, span)) < found[name].error:
                 found[name] = Sensitivity(name, span, got)
     return found
 
@@ -228,29 +243,40 @@ def _proposals(
     return spans
 
 
-def _with_one_quantized(model: ir.Model, name: str, span: Range, policy: Policy) -> ir.Model:
-    clone = model.clone()
-    values = {v.name: v for v in (*clone.graph.inputs, *_outputs(clone))}
-    value, found = values[name], affine(span, policy)
-    scale = _initializer(clone, "probe.scale", np.asarray(found.scale, np.float32))
-    zero = _initializer(clone, "probe.zero", np.asarray(found.zero_point, found.dtype))
-    users = [(node, index) for node, index in value.uses()]
-    to_int = ir.node("QuantizeLinear", [value, scale, zero], name="probe/Q")
-    to_real = ir.node("DequantizeLinear", [to_int.outputs[0], scale, zero], name="probe/DQ")
-    to_int.outputs[0].name, to_real.outputs[0].name = "probe.int", "probe.real"
-    for node, index in users:
-        node.replace_input_with(index, to_real.outputs[0])
-    clone.graph.extend([to_int, to_real])
-    clone.graph.sort()
-    return clone
+class _Gate:
+    """The net with one value quantized by a scale and a zero point that are given at each run."""
 
+    def __init__(self, model: ir.Model, name: str, policy: Policy) -> None:
+        clone = model.clone()
+        self._names = [str(output.name) for output in clone.graph.outputs]
+        self._input = str(clone.graph.inputs[0].name)
+        value = next(v for v in (*clone.graph.inputs, *_outputs(clone)) if v.name == name)
+        users = list(value.uses())
+        integer = ir.DataType.from_numpy(np.dtype(policy.activations))
+        scale = ir.Value(
+            name="gate.scale", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(())
+        )
+        zero = ir.Value(name="gate.zero_point", type=ir.TensorType(integer), shape=ir.Shape(()))
+        to_int = ir.node("QuantizeLinear", [value, scale, zero], name="gate/QuantizeLinear")
+        to_real = ir.node(
+            "DequantizeLinear", [to_int.outputs[0], scale, zero], name="gate/DequantizeLinear"
+        )
+        to_int.outputs[0].name, to_real.outputs[0].name = "gate.int", "gate.real"
+        for node, index in users:
+            node.replace_input_with(index, to_real.outputs[0])
+        if value.is_graph_output():
+            to_real.outputs[0].type, to_real.outputs[0].shape = value.type, value.shape
+            clone.graph.outputs[self._names.index(name)] = to_real.outputs[0]
+        clone.graph.inputs.extend([scale, zero])
+        clone.graph.extend([to_int, to_real])
+        clone.graph.sort()
+        # the graph runs a few times only: fusing its nodes would take longer than it saves
+        self._session = open_session(ir.to_proto(clone).SerializeToString(), optimize=False)
 
-def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        shape=ir.Shape(array.shape),
-        const_value=ir.tensor(array, name=name),
-    )
-    model.graph.register_initializer(value)
-    return value
+    def __call__(self, picture: Array, found: Affine) -> dict[str, Array]:
+        feeds = {
+            self._input: picture,
+            "gate.scale": np.asarray(found.scale, np.float32),
+            "gate.zero_point": np.asarray(found.zero_point, found.dtype),
+        }
+        return dict(zip(self._names, self._session.run(None, feeds), strict=True))

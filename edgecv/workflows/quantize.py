@@ -24,9 +24,10 @@ from edgecv.measure.timing import timed, warm_up
 from edgecv.model import Model, load, same_shape
 from edgecv.preprocess import Picture, list_pictures, stack
 from edgecv.progress import Progress, silent
-from edgecv.quantize.pipeline import Prepared, Quantized, prepare, quantize_graph
+from edgecv.quantize.pipeline import Prepared, Quantized, Search, prepare, quantize_graph
 from edgecv.quantize.readback import FloatNode, Readback, onnxruntime_readback, openvino_readback
 from edgecv.quantize.run import Array, Batches
+from edgecv.quantize.sensitivity import error_for
 from edgecv.quantize.targets import Policy, onnxruntime_target, policy_for
 from edgecv.results import Placement, Result
 from edgecv.runtimes import probe_backends
@@ -36,6 +37,7 @@ from edgecv.workflows.evaluate import evaluate
 from edgecv.workflows.stream import prepared_chunks
 
 CALIBRATION = 100  # pictures at most: more move no range by much, and cost time
+SEARCHED = 6  # of them judge ranges and layers by the outputs: each costs a run for each tensor
 FEW = 32  # below it the ranges depend on which pictures they are
 HELD_OUT = 400  # pictures at most that the proof is made on
 SEED_TEST = selftest.SEED
@@ -175,6 +177,7 @@ def quantize(
         policy,
         _batches(ready, drawn, parent.inputs[0].shape[0]),
         keep_float=keep_float,
+        search=_search(parent, ready, drawn),
         progress=progress,
     )
     path = Path(output) if output is not None else _name(parent, policy)
@@ -230,6 +233,14 @@ def _batches(ready: Prepared, pictures: Sequence[Picture], size: int | str) -> B
     return run
 
 
+def _search(parent: ModelSpec, ready: Prepared, drawn: Sequence[Path]) -> Search | None:
+    """Detectors are searched for what harms their answers; a classifier forgives more."""
+    if parent.task != "detect":
+        return None
+    few = drawn[:: max(1, -(-len(drawn) // SEARCHED))]
+    return Search(_batches(ready, few, parent.inputs[0].shape[0]), error_for(parent.decoding))
+
+
 def _name(parent: ModelSpec, policy: Policy) -> Path:
     return Path(f"{parent.name}-int8-{policy.name}.onnx")
 
@@ -263,6 +274,7 @@ def _contract(
             "calibration": {"pictures": len(drawn), "seed": seed},
             "ranges": {name: [span.lo, span.hi, span.method] for name, span in done.ranges.items()},
             "units": len(done.plan.units),
+            "put_back": done.put_back.to_dict() if done.put_back else None,
             "pixels_in": ready.pixels.to_dict() if ready.pixels else None,
         },
     )
