@@ -87,11 +87,9 @@ class Session:
                 "task": spec.task,
                 "backend": info.backend,
                 "backend_version": info.version,
-                "provider": info.provider,
                 "device": info.device,
                 "precision": spec.precision,
                 "target": spec.target,
-                "compute_precision": info.precision,
                 "threads": info.threads,
                 "batch": self.plan.batch,
                 "pictures_per_query": self.plan.pictures,
@@ -138,8 +136,12 @@ class Session:
         peak = peak_rss_mb()
         growth = None if after is None or self.rss_warm is None else after - self.rss_warm
         added = None if peak is None or self.rss_before is None else peak - self.rss_before
+        info = self.model.info
         return _present(
             {
+                # read back only now: some runtimes answer by loading the model a second time
+                "provider": info.provider,
+                "compute_precision": info.precision,
                 "rss_before_load_mb": _rounded(self.rss_before),
                 "peak_rss_mb": _rounded(peak),
                 "model_memory_mb": _rounded(added),

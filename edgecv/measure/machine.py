@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 from edgecv.measure.telemetry import settings
-from edgecv.runtimes.base import physical_cores
+from edgecv.runtimes.base import nvidia_devices, physical_cores
 
 # What the kernels of the runtimes ask for, as /proc/cpuinfo spells it (x86, then ARM)
 SIMD = (
@@ -35,7 +34,7 @@ def environment() -> dict[str, Any]:
         "memory_mb": memory_mb("MemTotal"),
         "swap_mb": memory_mb("SwapTotal"),
         **settings(),
-        "gpus": gpu_devices() or None,
+        "gpus": nvidia_devices() or None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": installed(),
@@ -72,13 +71,6 @@ def memory_mb(key: str) -> int | None:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024 // 1_000_000
     return None
-
-
-def gpu_devices() -> list[str]:
-    """NVIDIA device nodes; empty where there is no driver, whatever hardware there is."""
-    if sys.platform != "linux":
-        return []
-    return sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _cpuinfo(key: str) -> str | None:

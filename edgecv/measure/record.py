@@ -80,13 +80,14 @@ class Verdict:
 
 
 def record_of(pair: Pair) -> dict[str, Any] | None:
-    """The JSON record of a measured pair; None where not one slice was finished."""
+    """The JSON record of a measured pair; None where not one slice was finished, or where the
+    process is gone that could say what it computed in."""
     slices, rate = pair.times["inference"], None
     if pair.search is not None and pair.search.best is not None:
         rate, latencies = pair.search.best
         slices = [latencies]
     nanoseconds = np.concatenate([np.asarray(s, np.int64) for s in slices]) if slices else None
-    if not pair.description or (nanoseconds is None and pair.search is None):
+    if not pair.resources or (nanoseconds is None and pair.search is None):
         return None
     record = dict(pair.description)
     if nanoseconds is not None and len(nanoseconds):

@@ -11,11 +11,12 @@ import dataclasses
 import importlib
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 from edgecv.enginefile import is_engine, read_header
 from edgecv.errors import BackendUnavailable, EdgeCVError, InputError, RuntimeFailure
-from edgecv.runtimes.base import Backend, Probe, RuntimeOptions
+from edgecv.runtimes.base import Backend, Probe, RuntimeOptions, nvidia_devices
 from edgecv.spec import read_spec
 
 BACKENDS = {
@@ -30,15 +31,9 @@ BACKENDS = {
 ALIASES = {"ort": "onnxruntime"}
 # Best first: what uses a GPU, then the CPU. A file that was quantized for a runtime's Q/DQ rules
 # tries that one before its neighbours (see `_candidates`).
-AUTO_ORDER = (
-    "tensorrt",
-    "tensorrt-rtx",
-    "onnxruntime-tensorrt",
-    "onnxruntime-cuda",
-    "onnxruntime",
-    "openvino",
-)
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda")
 CPU_BACKENDS = ("onnxruntime", "openvino")
+AUTO_ORDER = GPU_BACKENDS + CPU_BACKENDS
 ENTRY_POINTS = "edgecv.backends"
 
 
@@ -106,6 +101,10 @@ def _open_auto(path: str | os.PathLike[str], options: RuntimeOptions | None) -> 
     reasons: list[str] = []
     refused: EdgeCVError | None = None
     for candidate in _candidates(Path(path)):
+        if candidate in GPU_BACKENDS and sys.platform == "linux" and not nvidia_devices():
+            # asking TensorRT itself would load 100 MB of it to hear the same
+            reasons.append(f"{candidate}: there is no NVIDIA driver here")
+            continue
         found = backend_class(candidate)
         probe = found.probe()
         if not probe.usable:

@@ -418,6 +418,13 @@ def _finite(array: Array) -> bool:
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
+def nvidia_devices() -> list[str]:
+    """Device nodes of an NVIDIA driver (desktop, Jetson, WSL); empty where there is no driver,
+    whatever hardware there is, and on systems that have no such nodes."""
+    patterns = ("nvidia[0-9]*", "nvhost-gpu", "nvgpu/igpu*", "dxg")
+    return sorted(str(path) for pattern in patterns for path in Path("/dev").glob(pattern))
+
+
 def physical_cores() -> int:
     """Physical cores that this process may run on: two hyper-threads share one FMA unit."""
     try:

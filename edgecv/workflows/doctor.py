@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgecv.measure import targets
-from edgecv.measure.machine import environment, gpu_devices, memory_mb
+from edgecv.measure.machine import environment, memory_mb
 from edgecv.measure.telemetry import Machine, Sample
 from edgecv.runtimes import AUTO_ORDER, probe_backends
-from edgecv.runtimes.base import Probe
+from edgecv.runtimes.base import Probe, nvidia_devices
 
 HOT_C = 80.0  # a Raspberry Pi slows from 80 degrees, most x86 at 90 to 100
 LITTLE_MB = 4_000
@@ -45,7 +45,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at the machine; changes nothing."""
-    env, gpus, probes = environment(), tuple(gpu_devices()), probe_backends()
+    env, gpus, probes = environment(), tuple(nvidia_devices()), probe_backends()
     sample = Machine().sample()
     if sample.temperature_c is not None:
         env["temperature_c"] = round(sample.temperature_c, 1)

@@ -246,7 +246,7 @@ def test_doctor_names_what_is_wrong_and_what_to_do(monkeypatch, change, message)
         "architecture": "x86_64", "simd": ["avx2", "avx512_vnni"], "memory_mb": 16000,
         "swap_mb": 2000, "packages": {}, "governor": "performance",
     }  # fmt: skip
-    monkeypatch.setattr(doctor, "gpu_devices", list)
+    monkeypatch.setattr(doctor, "nvidia_devices", list)
     monkeypatch.setattr(doctor, "Machine", lambda: Machine(Path("/nowhere")))
     monkeypatch.setattr(doctor, "environment", lambda: dict(healthy))
     monkeypatch.setattr(doctor, "memory_mb", lambda key: 0)
@@ -259,7 +259,7 @@ def test_doctor_names_what_is_wrong_and_what_to_do(monkeypatch, change, message)
 
 def test_doctor_sees_heat_throttling_and_an_idle_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "Machine", lambda: Machine(tree(tmp_path, PI)))
-    monkeypatch.setattr(doctor, "gpu_devices", lambda: ["/dev/nvidia0"])
+    monkeypatch.setattr(doctor, "nvidia_devices", lambda: ["/dev/nvidia0"])
     probes = dict.fromkeys(doctor.AUTO_ORDER, Probe(False, reason="not installed"))
     monkeypatch.setattr(doctor, "probe_backends", lambda: probes)
     diagnosis = doctor.diagnose()
