@@ -40,23 +40,29 @@ CALIBRATE = 100
 Pictures = NDArray[np.float32]
 
 
-def ours(target: str) -> Callable[[Path, ModelSpec, Pictures], bytes]:
+# From a model and calibration pictures to the bytes of an INT8 file, and what that file's contract
+# says of the mean: pictures are prepared for FP32, and shifted by the difference
+Maker = Callable[[Path, ModelSpec, Pictures], tuple[bytes, np.float32]]
+
+
+def ours(target: str) -> Maker:
     """EdgeCV's pipeline for ``target``."""
 
-    def make(model: Path, spec: ModelSpec, pictures: Pictures) -> bytes:
-        policy = policy_for(target)
-        ready = prepare(upgrade(read_onnx(model), model), policy, spec.preparation, False)
-        done = quantize_graph(ready, policy, lambda: (picture[None] for picture in pictures))
+    def make(model: Path, spec: ModelSpec, pictures: Pictures) -> tuple[bytes, np.float32]:
+        policy, p = policy_for(target), spec.preparation
+        ready = prepare(upgrade(read_onnx(model), model), policy, p, False)
+        shift = np.float32((p.mean[0] - ready.preparation.mean[0]) / p.std[0])
+        done = quantize_graph(ready, policy, lambda: (x[None] + shift for x in pictures))
         data: bytes = ir.to_proto(done.model).SerializeToString(deterministic=True)
-        return data
+        return data, shift
 
     return make
 
 
-def stock(**options: Any) -> Callable[[Path, ModelSpec, Pictures], bytes]:
+def stock(**options: Any) -> Maker:
     """``onnxruntime.quantization.quantize_static`` with ``options``."""
 
-    def make(model: Path, spec: ModelSpec, pictures: Pictures) -> bytes:
+    def make(model: Path, spec: ModelSpec, pictures: Pictures) -> tuple[bytes, np.float32]:
         from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
         class Reader(CalibrationDataReader):
@@ -70,12 +76,12 @@ def stock(**options: Any) -> Callable[[Path, ModelSpec, Pictures], bytes]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "peer.onnx"
             quantize_static(model, path, Reader(), **options)
-            return path.read_bytes()
+            return path.read_bytes(), np.float32(0)
 
     return make
 
 
-def peers() -> dict[str, Callable[[Path, ModelSpec, Pictures], bytes]]:
+def peers() -> dict[str, Maker]:
     from onnxruntime.quantization import QuantType
 
     u8s8 = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
@@ -172,9 +178,9 @@ def main() -> None:
             order = np.random.default_rng(seed).permutation(len(pictures))
             calibrate, scored = np.sort(order[:CALIBRATE]), np.sort(order[CALIBRATE:])
             for name, make in peers().items():
-                made = make(arguments.model, spec, pictures[calibrate])
+                made, shift = make(arguments.model, spec, pictures[calibrate])
                 first.setdefault(name, made)
-                found = logits(made, where, pictures[scored])
+                found = logits(made, where, pictures[scored] + shift)
                 one = score(found, truth[scored], data.classes[scored])
                 scores.setdefault(name, []).append(one)
                 print(f"split {seed} {name}: " + ", ".join(f"{k} {v:.4f}" for k, v in one.items()),

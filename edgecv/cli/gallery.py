@@ -166,7 +166,7 @@ def list_people(where: GalleryArgument, as_json: JsonOption = False) -> None:
     out.table(["name", "pictures"], list(people.items()))
     threshold = "none" if settings.threshold is None else f"{settings.threshold:.4f}"
     out.say(
-        f"{len(people)} people; {settings.metric}, threshold {threshold}, margin "
+        f"{_people(len(people))}; {settings.metric}, threshold {threshold}, margin "
         f"{settings.margin:g}, {settings.pooling} of several pictures"
     )
     out.result(
@@ -191,5 +191,9 @@ def remove(
     with Gallery.open(where) as gallery:
         count = gallery.remove(*names)
         left = len(gallery.people())
-    out.say(f"{where}: {', '.join(names)} removed ({count} pictures); {left} people left")
+    out.say(f"{where}: {', '.join(names)} removed ({count} pictures); {_people(left)} left")
     out.result({"gallery": where, "removed": names, "pictures": count, "people": left})
+
+
+def _people(count: int) -> str:
+    return "1 person" if count == 1 else f"{count} people"

@@ -58,7 +58,13 @@ class Output:
         table = Table(title=title or None, title_justify="left", header_style="bold")
         for index, name in enumerate(columns):
             numeric = rows and all(isinstance(row[index], int | float) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+            # the first column names the row, for copying: it is never folded
+            table.add_column(
+                name,
+                justify="right" if numeric else "left",
+                overflow="fold",
+                no_wrap=index == 0,
+            )
         for row in rows:
             table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
         self.console.print(table)

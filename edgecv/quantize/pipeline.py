@@ -77,7 +77,7 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
     if pixels:
         taken = pixels_in(model, preparation, integer=not policy.symmetric)
     elif not policy.symmetric:
-        fixed = align_input(model, preparation)
+        fixed, preparation = align_input(model, preparation)
     if not any(unit.is_mac for unit in plan(model, policy).units):
         raise QuantizeError(
             f"there is nothing to quantize for {policy.name}: no convolution or matrix product "
