@@ -30,7 +30,7 @@ from edgecv.measure.machine import environment
 from edgecv.measure.statistics import ratio
 from edgecv.measure.timing import timed, warm_up
 from edgecv.preprocess import prepare as prepare_picture
-from edgecv.quantize.pipeline import prepare, quantize_graph
+from edgecv.quantize.pipeline import Quantizer, prepare
 from edgecv.quantize.readback import onnxruntime_readback
 from edgecv.quantize.run import open_session
 from edgecv.quantize.targets import policy_for
@@ -46,7 +46,8 @@ def ours(target: str) -> Callable[[Path, ModelSpec, Pictures], bytes]:
     def make(model: Path, spec: ModelSpec, pictures: Pictures) -> bytes:
         policy = policy_for(target)
         ready = prepare(upgrade(read_onnx(model), model), policy, spec.preparation, False)
-        done = quantize_graph(ready, policy, lambda: (picture[None] for picture in pictures))
+        batches = lambda: (picture[None] for picture in pictures)  # noqa: E731
+        done = Quantizer(ready, policy, batches).quantize()
         data: bytes = ir.to_proto(done.model).SerializeToString(deterministic=True)
         return data
 
