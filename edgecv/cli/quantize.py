@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgecv.cli.options import TARGETS
 from edgecv.cli.output import JsonOption, Output
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ def command(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="onnxruntime-x86|onnxruntime-x86-avx2|onnxruntime-arm|openvino|tensorrt",
-            help="What will run it; default: this machine's onnxruntime.",
+            metavar=TARGETS, help="What will run it; default: this machine's onnxruntime."
         ),
     ] = None,
     max_drop: Annotated[
