@@ -30,7 +30,7 @@ from edgecv.measure.machine import environment
 from edgecv.measure.statistics import ratio
 from edgecv.measure.timing import timed, warm_up
 from edgecv.preprocess import prepare as prepare_picture
-from edgecv.quantize.pipeline import prepare, quantize_graph
+from edgecv.quantize.pipeline import Quantizer, prepare
 from edgecv.quantize.readback import onnxruntime_readback
 from edgecv.quantize.run import open_session
 from edgecv.quantize.targets import policy_for
@@ -52,7 +52,8 @@ def ours(target: str) -> Maker:
         policy, p = policy_for(target), spec.preparation
         ready = prepare(upgrade(read_onnx(model), model), policy, p, False)
         shift = np.float32((p.mean[0] - ready.preparation.mean[0]) / p.std[0])
-        done = quantize_graph(ready, policy, lambda: (x[None] + shift for x in pictures))
+        batches = lambda: (picture[None] + shift for picture in pictures)  # noqa: E731
+        done = Quantizer(ready, policy, batches).quantize()
         data: bytes = ir.to_proto(done.model).SerializeToString(deterministic=True)
         return data, shift
 

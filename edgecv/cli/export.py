@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgecv.cli.options import floats
+from edgecv.cli.options import TARGETS, floats
 from edgecv.cli.output import JsonOption, Output
+from edgecv.cli.quantize import show
 from edgecv.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def command(
         str, typer.Option(metavar="auto|imagenet|bundled|random|FILE", help="Which weights.")
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="fp32|fp16", help="Of the file; IO stays FP32.")
+        str, typer.Option(metavar="fp32|fp16|int8", help="Of the file; IO stays FP32.")
     ] = "fp32",
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 18,
     image_size: Annotated[int | None, typer.Option(help="Input size in pixels.")] = None,
@@ -44,6 +45,13 @@ def command(
     end2end: Annotated[
         bool, typer.Option("--end2end", help="Decoding and NMS in the graph (detectors).")
     ] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Pictures that give INT8 its ranges.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar=TARGETS, help="What will run the INT8 file; default: this machine."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write.")
     ] = None,
@@ -70,14 +78,17 @@ def command(
             end2end=end2end,
             precision=precision,
             pixels=pixels,
+            calibration=calibration,
+            target=target,
             output=output,
             progress=progress,
             warn=out.warn,
         )
-    spec, parity = result.spec, result.spec.parity
+    spec = result.spec
     (tensor,) = spec.inputs
     licence = f", {result.weights.licence}" if result.weights.licence else ""
-    out.say(f"wrote {result.path}", "bold")
+    if result.quantized is None:
+        out.say(f"wrote {result.path}", "bold")
     out.pairs(
         {
             "model": f"{spec.name}, {spec.task}"
@@ -88,13 +99,14 @@ def command(
             "preparation": spec.preparation.describe(),
             "input": f"{tensor.name} {list(tensor.shape)} {tensor.dtype}",
             "file": f"{result.size_bytes:,} bytes, opset {result.opset}, {spec.precision}",
-            "nodes": ", ".join(f"{count} {kind}" for kind, count in result.nodes.items()),
-            "parity": f"max |difference| {parity['max_abs']:.2e} ({parity['max_rel']:.1e} of the "
-            f"largest output), batches {parity['batches']}, {parity['reference']} against "
-            f"{parity['runtime']}",
+            "nodes": ", ".join(f"{count} {kind}" for kind, count in result.nodes.items())
+            + (" before quantization" if result.quantized is not None else ""),
         }
+        | _parity_lines(spec)
         | _nms_lines(spec)
     )
+    if result.quantized is not None:
+        show(result.quantized, out)
     out.result(result.to_dict())
 
 
@@ -121,6 +133,18 @@ def _append_nms(path: Path, end2end: bool, output: Path | None, out: Output) -> 
             "parity": dict(spec.parity),
         }
     )
+
+
+def _parity_lines(spec: ModelSpec) -> dict[str, str]:
+    """How far the file is from PyTorch; that of an INT8 file stands in its proof."""
+    if spec.precision == "int8":
+        return {}
+    parity = spec.parity
+    return {
+        "parity": f"max |difference| {parity['max_abs']:.2e} ({parity['max_rel']:.1e} of the "
+        f"largest output), batches {parity['batches']}, {parity['reference']} against "
+        f"{parity['runtime']}"
+    }
 
 
 def _nms_lines(spec: ModelSpec) -> dict[str, str]:

@@ -8,6 +8,8 @@ import typer
 
 from edgecv.errors import InputError
 
+TARGETS = "onnxruntime-x86|onnxruntime-x86-avx2|onnxruntime-arm|openvino|tensorrt"
+
 BackendOption = Annotated[
     str, typer.Option("--backend", metavar="NAME", help="A name of `edgecv backends`, or auto.")
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgecv.cli.options import TARGETS
 from edgecv.cli.output import JsonOption, Output
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ def command(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="onnxruntime-x86|onnxruntime-x86-avx2|onnxruntime-arm|openvino|tensorrt",
-            help="What will run it; default: this machine's onnxruntime.",
+            metavar=TARGETS, help="What will run it; default: this machine's onnxruntime."
         ),
     ] = None,
     max_drop: Annotated[
@@ -43,6 +43,9 @@ def command(
     force: Annotated[
         bool, typer.Option("--force", help="Write the file though it falls short.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The proof as one self-contained page.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write.")
     ] = None,
@@ -63,6 +66,7 @@ def command(
             pixels=pixels,
             seed=seed,
             force=force,
+            html=html,
             output=output,
             progress=progress,
             warn=out.warn,
@@ -73,35 +77,14 @@ def command(
 
 def show(result: QuantizeResult, out: Output) -> None:
     """The proof, as a table for people."""
-    from edgecv.workflows.quantize import float_summary
+    from edgecv.workflows.quantize import summary
 
-    proof = result.proof
-    pairs: dict[str, object] = {
-        "target": f"{result.spec.target}, opset {result.opset}",
-        "calibrated on": f"{result.calibrated_on} pictures",
-        "proven on": f"{proof.pictures} other pictures, in {proof.backend}",
-        "size": f"{proof.size_bytes:,} bytes, {proof.parent_bytes / proof.size_bytes:.2f} times "
-        f"smaller",
-        "same answer": f"{proof.agreement:.2%}",
-        "drop": f"{proof.drop:.2f} points of {proof.metric}",
-    }
-    for name, one in proof.outputs.items():
-        sqnr = "no difference" if one.sqnr_db is None else f"SQNR {one.sqnr_db:.1f} dB"
-        pairs[f"output {name}"] = f"cosine {one.cosine:.5f} at worst, {sqnr} on average"
-    if proof.latency is not None:
-        speedup = proof.latency.speedup
-        times = f"{proof.latency.candidate_ms:.2f} ms, parent {proof.latency.parent_ms:.2f} ms"
-        if speedup is not None:
-            times += (
-                f": {speedup.value:.2f} times as fast ({speedup.low:.2f} to {speedup.high:.2f})"
-            )
-        pairs["one thread"] = times
-    else:
-        pairs["one thread"] = f"not measured: {result.spec.target} does not run on this machine"
-    if proof.readback is not None:
-        integer = ", ".join(f"{n} {kind}" for kind, n in proof.readback.integer.items())
-        pairs["in integers"] = integer
-        pairs["in float"] = float_summary(proof.readback.floats)
-    pairs["instructions"] = ", ".join(proof.instructions)
     out.say(f"wrote {result.path}", "bold")
-    out.pairs(pairs)
+    out.pairs(summary(result))
+    worst = result.proof.layers[:5]
+    if worst:
+        out.table(
+            ("layer", "operator", "SQNR dB", "multiply-adds"),
+            [(one.name, one.operator, f"{one.sqnr_db:.1f}", f"{one.macs:,}") for one in worst],
+            title=f"worst of {len(result.proof.layers)} layers, each by itself",
+        )

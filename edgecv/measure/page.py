@@ -66,21 +66,27 @@ def page(report: Report) -> str:
     parts = [
         _summary(report),
         _distributions(report),
-        _pareto_section(report),
+        _pareto(report),
         _layers(report),
         _environment(report),
     ]
+    return document("EdgeCV benchmark", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page with the heading ``title`` and its ``parts``, HTML all of them."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         '<link rel="icon" href="data:,">\n'  # or the browser asks the server for one
-        f"<title>EdgeCV benchmark</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
-        "<h1>EdgeCV benchmark</h1>\n" + "\n".join(filter(None, parts)) + "\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n" + "\n".join(filter(None, parts)) + "\n</body>\n</html>\n"
     )
 
 
-def _section(title: str, body: str, note: str = "") -> str:
+def section(title: str, body: str, note: str = "") -> str:
+    """A part of the page under its own heading; ``note`` is HTML."""
     about = f'<p class="dim">{note}</p>' if note else ""
     return f"<section>\n<h2>{escape(title)}</h2>\n{about}{body}\n</section>"
 
@@ -114,7 +120,7 @@ def _summary(report: Report) -> str:
     sayings = [*map(comparison_text, report.comparisons), *report.notes]
     if sayings:
         parts.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in sayings) + "</ul>")
-    return _section("Summary", "\n".join(parts))
+    return section("Summary", "\n".join(parts))
 
 
 def _left(text: bool) -> str:
@@ -147,7 +153,7 @@ def _distributions(report: Report) -> str:
             f'<line x1="{x[3]:.1f}" x2="{x[3]:.1f}" y1="{y - 9}" y2="{y + 9}" stroke="var(--fg)" '
             f'stroke-width="2"/>'
         )
-    return _section(
+    return section(
         "Latency distributions",
         _svg(height, shapes, "Latency of every run, one line per pair"),
         "Every run counts. Thick bar: the middle half; thin bar: 2% to 98%; line: all; mark: "
@@ -155,7 +161,7 @@ def _distributions(report: Report) -> str:
     )
 
 
-def _pareto_section(report: Report) -> str:
+def _pareto(report: Report) -> str:
     timed = [(i, row) for i, row in enumerate(report.rows) if row.p50]
     charts = []
     scored = [(i, row) for i, row in timed if row.score is not None]
@@ -183,7 +189,7 @@ def _pareto_section(report: Report) -> str:
     note = "Dashed: the pairs that no other one beats in both."
     if not scored:
         note += " Accuracy stands here where `edgecv report` also gets files of `edgecv eval -o`."
-    return _section("What a millisecond buys", "\n".join(charts), escape(note))
+    return section("What a millisecond buys", "\n".join(charts), escape(note))
 
 
 def _scatter(
@@ -245,32 +251,37 @@ def _layers(report: Report) -> str:
         peak = row.record.get("peak_gmacs")
         shown = sorted(layers, key=lambda layer: -layer["ms"])[:LAYERS_SHOWN]
         longest = shown[0]["ms"] or 1.0
-        height = 30 * len(shown) + 10
-        shapes = []
-        for line, layer in enumerate(shown):
-            y = 30 * line + 4
-            width = (WIDTH - 20) * layer["ms"] / longest
+        lines = []
+        for layer in shown:
             facts = [f"{layer['ms']:.3f} ms", f"{layer['share']:.1%}"]
             if "gmacs" in layer:
                 facts.append(f"{layer['gmacs']:.1f} GMAC/s")
             if "roofline" in layer:
                 facts.append(f"{layer['roofline']:.0%} of the roof")
-            name = f"{layer['op']} {layer['name']}"
-            short = name if len(name) <= 58 else f"{name[:28]}...{name[-27:]}"
-            shapes.append(
-                f'<text x="10" y="{y + 11}">{escape(short)}</text>'
-                f'<text class="d" x="{WIDTH - 10}" y="{y + 11}" text-anchor="end">'
-                f"{escape(', '.join(facts))}</text>"
-                f'<rect x="10" y="{y + 15}" width="{max(width, 1):.1f}" height="8" '
-                f'fill="var(--c{index % COLORS})"/>'
-            )
+            lines.append((f"{layer['op']} {layer['name']}", facts, layer["ms"] / longest))
         total = f"{len(layers)} layers, the {len(shown)} longest"
         roof = f"; measured peak {peak:.1f} GMAC/s" if peak else ""
-        chart = _svg(height, shapes, f"Time per layer of {row.label}")
+        chart = bars(lines, f"Time per layer of {row.label}", index)
         parts.append(
             f'<h3>{escape(row.label)}</h3>\n<p class="dim">{escape(total + roof)}</p>\n{chart}'
         )
-    return _section("Layers", "\n".join(parts)) if parts else ""
+    return section("Layers", "\n".join(parts)) if parts else ""
+
+
+def bars(lines: Sequence[tuple[str, Sequence[str], float]], label: str, color: int = 0) -> str:
+    """A bar per line: its name, what there is to say, and its length from 0 to 1."""
+    shapes = []
+    for line, (name, facts, share) in enumerate(lines):
+        y = 30 * line + 4
+        short = name if len(name) <= 58 else f"{name[:28]}...{name[-27:]}"
+        shapes.append(
+            f'<text x="10" y="{y + 11}">{escape(short)}</text>'
+            f'<text class="d" x="{WIDTH - 10}" y="{y + 11}" text-anchor="end">'
+            f"{escape(', '.join(facts))}</text>"
+            f'<rect x="10" y="{y + 15}" width="{max((WIDTH - 20) * share, 1):.1f}" height="8" '
+            f'fill="var(--c{color % COLORS})"/>'
+        )
+    return _svg(30 * len(lines) + 10, shapes, label)
 
 
 def _environment(report: Report) -> str:
@@ -278,11 +289,16 @@ def _environment(report: Report) -> str:
     for environment in report.machines:
         entries = [(k, v) for k, v in environment.items() if k != "packages"]
         entries += [(k, v) for k, v in environment.get("packages", {}).items()]
-        body = "".join(
-            f"<dt>{escape(str(key))}</dt><dd>{escape(_words(value))}</dd>" for key, value in entries
-        )
-        parts.append(f"<h3>{escape(machine_name(environment))}</h3>\n<dl>{body}</dl>")
-    return _section("Environment", "\n".join(parts))
+        parts.append(f"<h3>{escape(machine_name(environment))}</h3>\n{pairs(entries)}")
+    return section("Environment", "\n".join(parts))
+
+
+def pairs(entries: Sequence[tuple[str, Any]]) -> str:
+    """Names and values, one per line."""
+    body = "".join(
+        f"<dt>{escape(str(key))}</dt><dd>{escape(_words(value))}</dd>" for key, value in entries
+    )
+    return f"<dl>{body}</dl>"
 
 
 def _words(value: Any) -> str:

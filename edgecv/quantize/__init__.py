@@ -3,7 +3,6 @@
 The path of a file through this package::
 
     prepare    check it, fold what folds, recognise what it is made of
-    equalize   make the channels of each tensor span the same range
     calibrate  run pictures through it; choose a range per tensor by measured error
     place      put QuantizeLinear and DequantizeLinear where the target's runtime fuses them
     correct    give each channel back the mean that quantization took from it

@@ -34,19 +34,15 @@ METHODS = ("minmax", "percentile", "mse", "entropy")
 
 @dataclass
 class Extremes:
-    """What the first pass saw of one tensor; ``channels`` are ``[C]``, of axis 1."""
+    """What the first pass saw of one tensor."""
 
     lo: float
     hi: float
-    channel_lo: NDArray[np.float32]
-    channel_hi: NDArray[np.float32]
 
     def take(self, values: Array) -> None:
-        """Widen by one more batch."""
-        low, high = _per_channel(values)
-        self.channel_lo = np.minimum(self.channel_lo, low)
-        self.channel_hi = np.maximum(self.channel_hi, high)
-        self.lo, self.hi = float(self.channel_lo.min()), float(self.channel_hi.max())
+        """Widen by one more batch; a NaN stays."""
+        self.lo = float(np.minimum(self.lo, values.min()))
+        self.hi = float(np.maximum(self.hi, values.max()))
 
 
 @dataclass
@@ -76,7 +72,7 @@ def extremes(
     batches: Batches,
     progress: Progress = silent,
 ) -> dict[str, Extremes]:
-    """The first pass: extremes of ``values``, per tensor and per channel.
+    """The first pass: the extremes of each of ``values``.
 
     Raises :class:`~edgecv.errors.QuantizeError` for a value that is NaN or infinite on a picture.
     """
@@ -84,11 +80,7 @@ def extremes(
     found: dict[str, Extremes] = {}
     for number, batch in enumerate(batches()):
         for name, array in probe(batch).items():
-            if name in found:
-                found[name].take(array)
-            else:
-                low, high = _per_channel(array)
-                found[name] = Extremes(float(low.min()), float(high.max()), low, high)
+            found.setdefault(name, Extremes(math.inf, -math.inf)).take(array)
         progress("ranges", number + 1, 0)
     if not found:
         raise QuantizeError("there are no calibration pictures")
@@ -227,10 +219,3 @@ def _divergence(histogram: Histogram, found: Affine) -> float:
     q = np.maximum(coarse / max(coarse.sum(), 1.0), 1e-12)
     seen = p > 0
     return float((p[seen] * np.log(p[seen] / q[seen])).sum())
-
-
-def _per_channel(values: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    if values.ndim < 2:
-        return values.min(keepdims=True).ravel(), values.max(keepdims=True).ravel()
-    others = tuple(axis for axis in range(values.ndim) if axis != 1)
-    return values.min(axis=others), values.max(axis=others)

@@ -10,7 +10,9 @@ its loudest at the output.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +21,7 @@ from edgecv.progress import Progress, silent
 from edgecv.quantize.beside import Beside
 from edgecv.quantize.ranges import Ranges
 from edgecv.quantize.run import Batches, Probe
-from edgecv.quantize.structure import Unit, constant, weight_axis
+from edgecv.quantize.structure import Unit, constant, plan, weight_axis
 from edgecv.quantize.targets import Policy
 
 
@@ -32,16 +34,24 @@ class LayerError:
     sqnr_db: float
     macs: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON has no infinity: a layer without any error has the SQNR None."""
+        exact = math.isinf(self.sqnr_db)
+        return {**vars(self), "sqnr_db": None if exact else round(self.sqnr_db, 2)}
+
 
 def layer_errors(
     model: ir.Model,
     policy: Policy,
     ranges: Ranges,
     batches: Batches,
+    keep_float: Collection[str] = (),
     progress: Progress = silent,
 ) -> tuple[LayerError, ...]:
     """Every layer's own error, worst first (ties: graph order). One pass, batch by batch."""
-    beside = Beside(model, policy, ranges)
+    if not plan(model, policy, keep_float).units:
+        return ()
+    beside = Beside(model, policy, ranges, keep_float)
     units = beside.units
     for index, unit in enumerate(units):
         truth = beside.values[unit.output.name or ""]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
+import numpy as np
 import onnx_ir as ir
 
 from edgecv.errors import QuantizeError
@@ -16,15 +17,24 @@ from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import choose, extremes, histograms
 from edgecv.quantize.correct import correct
 from edgecv.quantize.grid import align_input
+from edgecv.quantize.layers import LayerError, layer_errors
 from edgecv.quantize.place import place
 from edgecv.quantize.ranges import Array, Range
 from edgecv.quantize.run import Batches
-from edgecv.quantize.sensitivity import Error, PutBack, measure, put_back, relative_error
-from edgecv.quantize.structure import Plan, origin, plan
+from edgecv.quantize.sensitivity import (
+    Error,
+    PutBack,
+    Sensitivity,
+    measure,
+    put_back,
+    relative_error,
+)
+from edgecv.quantize.structure import Plan, constant, origin, plan
 from edgecv.quantize.targets import Policy
 from edgecv.quantize.unify import unify
 from edgecv.spec import Preparation
 
+LAYERS = 8  # batches that measure the layers' own errors
 CORRECTION = 32  # batches that measure the shifts of means, each over all positions of a layer
 
 
@@ -42,14 +52,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Search:
-    """What "right" means to the search for ranges and for layers to put back.
+    """What "right" means to the search for layers to put back, and for ``ranges`` if it is to.
 
     ``error`` judges the outputs of one of the few ``batches``; ``limit`` is the sum of errors up
-    to which tensors stay quantized.
+    to which tensors stay quantized where ``ranges`` are searched for.
     """
 
     batches: Batches
     error: Error = relative_error
+    ranges: bool = True
     # YOLOX-Nano, AP of FP32 and times its speed: 0.15 94% 1.32, 0.09 95% 1.29, 0.06 101% 1.24
     limit: float = 0.06
 
@@ -57,11 +68,12 @@ class Search:
 @dataclass(frozen=True)
 class Quantized:
     """``model`` in integers, and what was decided on the way: a range per quantized value, and
-    what computes in float after all."""
+    what computes in float after all (``kept`` are all such nodes, ``put_back`` says why)."""
 
     model: ir.Model
     plan: Plan
     ranges: Mapping[str, Range]
+    kept: tuple[str, ...] = ()
     put_back: PutBack | None = None
 
 
@@ -69,7 +81,7 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
     """Lay the input on the grid of its pixels, or let the graph take the pixels themselves.
 
     ``model`` is changed. Raises :class:`~edgecv.errors.QuantizeError` where there is nothing to
-    quantize.
+    quantize, or weights are not finite.
     """
     fixed: Mapping[str, Range] = {}
     taken = None
@@ -78,7 +90,15 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
         taken = pixels_in(model, preparation, integer=not policy.symmetric)
     elif not policy.symmetric:
         fixed, preparation = align_input(model, preparation)
-    if not any(unit.is_mac for unit in plan(model, policy).units):
+    layers = [unit for unit in plan(model, policy).units if unit.is_mac]
+    for unit in layers:
+        numbers = (constant(value) for value in unit.node.inputs[1:])
+        if not all(array is None or np.isfinite(array).all() for array in numbers):
+            raise QuantizeError(
+                f"the weights of {unit.name} have NaN or infinite values: no integers stand for "
+                f"those; the model has to be repaired before it can be quantized"
+            )
+    if not layers:
         raise QuantizeError(
             f"there is nothing to quantize for {policy.name}: no convolution or matrix product "
             f"with constant float weights"
@@ -87,60 +107,97 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
     return Prepared(model, prepared, "uint8" if taken else "float32", fixed, taken)
 
 
-def quantize_graph(
-    ready: Prepared,
-    policy: Policy,
-    batches: Batches,
-    *,
-    keep_float: Collection[str] = (),
-    search: Search | None = None,
-    progress: Progress = silent,
-) -> Quantized:
-    """Calibrate ``ready.model`` on ``batches`` and quantize a copy of it for ``policy``.
+class Quantizer:
+    """``ready.model``, calibrated on ``batches``: as many quantized copies as are asked for.
 
     ``keep_float`` names nodes that stay as they are; an unknown one is a
-    :class:`~edgecv.errors.QuantizeError`. With ``search`` the ranges are those that do the least
-    harm at the outputs, and layers are put back to float; without it each tensor's own error
-    decides, which takes two runs over the pictures.
+    :class:`~edgecv.errors.QuantizeError`. Without ``search``, or one that does not choose
+    ``ranges``, each tensor's own error decides about its range, and biases are corrected.
     """
-    model = ready.model
-    names = {node.name for node in model.graph}
-    if unknown := sorted(set(keep_float) - names):
-        raise QuantizeError(
-            f"--keep-float {unknown[0]}: the graph has no node of that name; it has "
-            f"{', '.join(sorted(name or '' for name in names)[:5])}, ..."
+
+    def __init__(
+        self,
+        ready: Prepared,
+        policy: Policy,
+        batches: Batches,
+        *,
+        keep_float: Collection[str] = (),
+        search: Search | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        model = ready.model
+        names = {node.name for node in model.graph}
+        if unknown := sorted(set(keep_float) - names):
+            raise QuantizeError(
+                f"--keep-float {unknown[0]}: the graph has no node of that name; it has "
+                f"{', '.join(sorted(name or '' for name in names)[:5])}, ..."
+            )
+        self._ready, self._policy, self._batches = ready, policy, batches
+        self._keep_float, self._search, self._progress = keep_float, search, progress
+        self._plan = plan(model, policy, keep_float)
+        values = {
+            value.name: value
+            for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+        }
+        wanted = dict.fromkeys(
+            source
+            for name in self._plan.values
+            if (source := origin(values[name]).name or "") not in ready.fixed
         )
-    chosen = plan(model, policy, keep_float)
-    values = {
-        value.name: value
-        for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
-    }
-    wanted = dict.fromkeys(
-        source
-        for name in chosen.values
-        if (source := origin(values[name]).name or "") not in ready.fixed
-    )
-    found = extremes(model, list(wanted), batches, progress)
-    measured = histograms(model, found, batches, progress)
-    if search is None:
-        ranges = {**choose(measured, policy), **ready.fixed}
-        few = partial(_first, batches, CORRECTION)
-        corrected = correct(model, policy, ranges, few, keep_float, progress)
-        return Quantized(place(corrected, policy, ranges, keep_float), chosen, ranges)
-    sensitive = measure(
-        model,
-        policy,
-        measured,
-        search.batches,
-        error=search.error,
-        whole=_ends(model, chosen),
-        progress=progress,
-    )
-    back = put_back(model, policy, sensitive, search.limit, keep_float)
-    spans = unify(model, {name: item.range for name, item in sensitive.items()})
-    ranges = {**spans, **ready.fixed}
-    chosen = plan(model, policy, tuple(back.nodes))
-    return Quantized(place(model, policy, ranges, tuple(back.nodes)), chosen, ranges, back)
+        found = extremes(model, list(wanted), batches, progress)
+        self._histograms = histograms(model, found, batches, progress)
+
+    @cached_property
+    def _sensitive(self) -> dict[str, Sensitivity]:
+        assert self._search is not None  # who asks for sensitivities says what an error is
+        return measure(
+            self._ready.model,
+            self._policy,
+            self._histograms,
+            self._search.batches,
+            error=self._search.error,
+            whole=_ends(self._ready.model, self._plan),
+            ranges=None if self._search.ranges else self._own,
+            progress=self._progress,
+        )
+
+    @cached_property
+    def _own(self) -> dict[str, Range]:
+        """The range of each tensor that is best for itself."""
+        return choose(self._histograms, self._policy)
+
+    @cached_property
+    def error(self) -> float:
+        """The sum of the errors of all tensors, which limits of :meth:`quantize` divide."""
+        return sum(item.error for item in self._sensitive.values())
+
+    def quantize(self, limit: float | None = None) -> Quantized:
+        """A quantized copy; with ``limit`` layers are put back to float until the sum of the
+        tensors' errors is no larger. None: the search's own, where it chooses the ranges."""
+        model, policy, search = self._ready.model, self._policy, self._search
+        if limit is None and search is not None and search.ranges:
+            limit = search.limit
+        back = None
+        kept: Collection[str] = self._keep_float
+        if limit is not None:
+            back = put_back(model, policy, self._sensitive, limit, self._keep_float)
+            kept = tuple(back.nodes)
+        if search is not None and search.ranges:
+            spans = unify(model, {name: item.range for name, item in self._sensitive.items()})
+            ranges = {**spans, **self._ready.fixed}
+        else:
+            ranges = {**self._own, **self._ready.fixed}
+            few = partial(_first, self._batches, CORRECTION)
+            model = correct(model, policy, ranges, few, kept, self._progress)
+        quantized = place(model, policy, ranges, kept)
+        return Quantized(quantized, plan(model, policy, kept), ranges, tuple(kept), back)
+
+    def layers(self, done: Quantized) -> tuple[LayerError, ...]:
+        """The error that each layer of ``done`` brings by itself, worst first."""
+        few = partial(_first, self._batches, LAYERS)
+        return layer_errors(
+            self._ready.model, self._policy, done.ranges, few, done.kept, self._progress
+        )
 
 
 def _first(batches: Batches, count: int) -> Iterator[Array]:

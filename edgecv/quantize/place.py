@@ -40,19 +40,17 @@ def place(
     policy: Policy,
     ranges: Ranges,
     keep_float: Collection[str] = (),
-    rounded: dict[str, Array] | None = None,
 ) -> ir.Model:
     """A quantized copy of ``model``.
 
-    ``ranges`` must hold every value of ``plan(model, policy, keep_float)``. ``rounded`` gives
-    integer weights by unit name where something better than rounding to nearest was learned.
+    ``ranges`` must hold every value of ``plan(model, policy, keep_float)``.
     """
     model = model.clone()
     chosen = plan(model, policy, keep_float)
     placer = _Placer(model.graph, policy, ranges)
     for unit in chosen.units:
         if unit.is_mac:
-            placer.weights(unit, (rounded or {}).get(unit.name))
+            placer.weights(unit)
         else:
             placer.constants(unit)
     for name in chosen.values:
@@ -110,7 +108,7 @@ class _Placer:
                 value.name, to_real.outputs[0].name = f"{name}.real", name
                 self.graph.outputs[index] = to_real.outputs[0]
 
-    def weights(self, unit: Unit, rounded: Array | None) -> None:
+    def weights(self, unit: Unit) -> None:
         """Integers for the weight of a MAC operator, and for its bias where the target has them."""
         node = unit.node
         source, weight = node.inputs[0], constant(node.inputs[1])
@@ -122,7 +120,7 @@ class _Placer:
         if bias is not None and self.policy.bias == "int32":
             # a channel of tiny weights and a large bias: coarser weights keep the bias in int32
             scales = np.maximum(scales, (np.abs(bias) / (BIAS_LIMIT * step)).astype(np.float32))
-        q = rounded if rounded is not None else quantize_weight(weight, scales, axis, largest)
+        q = quantize_weight(weight, scales, axis, largest)
         node.replace_input_with(1, self._dequantize(f"{unit.name}.weight", q, scales, axis))
         if bias is not None and self.policy.bias == "int32":
             unit_scale = (scales.astype(np.float64) * step).astype(np.float32)

@@ -115,11 +115,13 @@ def measure(
     *,
     error: Error = relative_error,
     whole: Collection[str] = (),
+    ranges: Mapping[str, Range] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Sensitivity]:
     """The best range of every value that ``policy`` quantizes, by the error at the outputs.
 
-    ``whole`` values, and the outputs of a Sigmoid, have one proposal: their full range. The
+    ``whole`` values, and the outputs of a Sigmoid, have one proposal: their full range; with
+    ``ranges`` every value has the one that is there. The
     pictures of ``batches`` are run once for each proposal, so a few are enough.
     """
     pictures = list(batches())
@@ -136,7 +138,10 @@ def measure(
         return float(np.mean(errors))
 
     proposals = {
-        name: _proposals(values[name], histograms[name], policy, name in whole) for name in names
+        name: [ranges[name]]
+        if ranges is not None
+        else _proposals(values[name], histograms[name], policy, name in whole)
+        for name in names
     }
     found: dict[str, Sensitivity] = {}
     for number, name in enumerate(names):

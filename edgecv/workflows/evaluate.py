@@ -11,12 +11,15 @@ import numpy as np
 
 from edgecv.errors import InputError
 from edgecv.evaluate import coco, segmentation
+from edgecv.evaluate.coco import LabelledPicture
 from edgecv.evaluate.coco_json import read_coco
+from edgecv.evaluate.faces import read_pairs
 from edgecv.evaluate.imagenet import read_folder, topk_hits
 from edgecv.evaluate.yolo_labels import read_yolo
 from edgecv.model import Model, load
 from edgecv.progress import Progress, silent
 from edgecv.results import Detections, Placement, Result, Segmentation
+from edgecv.spec import ModelSpec
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
 from edgecv.workflows.score import Score, common
 from edgecv.workflows.stream import outputs_of, prepared_chunks
@@ -74,6 +77,7 @@ def evaluate(
     limit: int | None = None,
     detector: str | os.PathLike[str] | None = None,
     far: float = FAR,
+    leave_out: Callable[[Path], bool] | None = None,
     progress: Progress = silent,
 ) -> Score:
     """Score the file ``model`` on ``dataset``, whose form depends on the model's task.
@@ -86,8 +90,9 @@ def evaluate(
     - ``segment``: masks (:func:`edgecv.evaluate.segmentation.read_masks`)
 
     ``classes`` is a file that maps the data set's class names to the model's indices; ``limit``
-    scores that many pictures, drawn by a fixed seed. Every picture counts; one that cannot be read
-    is an :class:`~edgecv.errors.InputError`.
+    scores that many pictures, drawn by a fixed seed. Every picture counts but those of which
+    ``leave_out`` is true (pairs have two pictures each, and none is left out); one that cannot be
+    read is an :class:`~edgecv.errors.InputError`.
     """
     request = Request(
         dataset=Path(dataset),
@@ -97,6 +102,7 @@ def evaluate(
         limit=limit,
         detector=Path(detector) if detector is not None else None,
         far=far,
+        leave_out=leave_out,
         progress=progress,
     )
     with load(model, backend=backend) as opened:
@@ -118,21 +124,47 @@ class Request:
 
     dataset: Path
     backend: str
-    split: str | None
-    classes: Path | None
-    limit: int | None
-    detector: Path | None
-    far: float
-    progress: Progress
+    split: str | None = None
+    classes: Path | None = None
+    limit: int | None = None
+    detector: Path | None = None
+    far: float = FAR
+    leave_out: Callable[[Path], bool] | None = None
+    progress: Progress = silent
+
+    def kept(self, pictures: Sequence[Path]) -> list[int]:
+        """The positions of the pictures that count."""
+        left = [i for i, p in enumerate(pictures) if not (self.leave_out and self.leave_out(p))]
+        if not left:
+            raise InputError(f"{self.dataset}: no picture is left to score on")
+        return left
+
+
+def labelled_pictures(spec: ModelSpec, dataset: str | os.PathLike[str]) -> list[Path]:
+    """The pictures of ``dataset``, as :func:`evaluate` reads it for the task of ``spec``.
+
+    Raises :class:`~edgecv.errors.InputError` where it is no labelled data set of that task.
+    """
+    path = Path(dataset)
+    if spec.task == "classify":
+        return list(read_folder(path, spec).pictures)
+    if spec.task == "detect":
+        return [one.path for one in _boxes(spec, Request(path, "auto"))]
+    if spec.task == "segment":
+        return list(segmentation.read_masks(path, len(spec.labels)).pictures)
+    if spec.task == "embed":
+        return list(read_pairs(path).pictures)
+    raise InputError(f"{dataset}: eval scores the tasks {', '.join(TASKS)}, not {spec.task!r}")
 
 
 def _classify(model: Model, request: Request) -> ClassificationScore:
     data = read_folder(request.dataset, model.spec, request.classes, request.limit)
-    outputs = outputs_of(model, data.pictures, request.progress)
-    scores = outputs[model.spec.outputs[0].name]
-    top1 = int(topk_hits(scores, data.classes, 1).sum())
-    top5 = int(topk_hits(scores, data.classes, 5).sum())
-    count = len(data.pictures)
+    kept = request.kept(data.pictures)
+    outputs = outputs_of(model, [data.pictures[i] for i in kept], request.progress)
+    scores, classes = outputs[model.spec.outputs[0].name], data.classes[kept]
+    top1 = int(topk_hits(scores, classes, 1).sum())
+    top5 = int(topk_hits(scores, classes, 5).sum())
+    count = len(kept)
     return ClassificationScore(
         **common(model, count),
         top1=top1 / count,
@@ -142,14 +174,18 @@ def _classify(model: Model, request: Request) -> ClassificationScore:
     )
 
 
-def _detect(model: Model, request: Request) -> DetectionScore:
-    labels = model.spec.labels
+def _boxes(spec: ModelSpec, request: Request) -> list[LabelledPicture]:
+    labels = spec.labels
     if request.dataset.suffix.lower() == ".json":
         if request.split is not None:
             raise InputError(f"--split {request.split}: a COCO file is one split already")
-        truth = read_coco(request.dataset, labels, request.classes, request.limit)
-    else:
-        truth = read_yolo(request.dataset, labels, request.split, request.classes, request.limit)
+        return read_coco(request.dataset, labels, request.classes, request.limit)
+    return read_yolo(request.dataset, labels, request.split, request.classes, request.limit)
+
+
+def _detect(model: Model, request: Request) -> DetectionScore:
+    truth = _boxes(model.spec, request)
+    truth = [truth[i] for i in request.kept([one.path for one in truth])]
     options, kind = model.spec.decoding.options, model.spec.decoding.kind
     # NMS in the graph has used its own threshold: lower scores are gone
     conf = max(coco.MIN_SCORE, options["conf"]) if kind == "detections" else coco.MIN_SCORE
@@ -159,7 +195,7 @@ def _detect(model: Model, request: Request) -> DetectionScore:
         assert isinstance(result, Detections)
         found.append(result)
         sizes.append((placement.width, placement.height))
-    figures = coco.average_precision(truth, found, sizes, labels)
+    figures = coco.average_precision(truth, found, sizes, model.spec.labels)
     return DetectionScore(
         **common(model, len(truth)),
         **asdict(figures),
@@ -185,15 +221,17 @@ def _segment(model: Model, request: Request) -> SegmentationScore:
     labels = model.spec.labels
     data = segmentation.read_masks(request.dataset, len(labels), request.classes, request.limit)
     table = np.zeros((len(labels), len(labels)), np.int64)
-    masks = iter(data.masks)
-    for result, placement in _answers(model, data.pictures, request.progress, None):
+    kept = request.kept(data.pictures)
+    masks = iter([data.masks[i] for i in kept])
+    pictures = [data.pictures[i] for i in kept]
+    for result, placement in _answers(model, pictures, request.progress, None):
         assert isinstance(result, Segmentation)
         size = placement.width, placement.height
         mask = segmentation.read_mask(next(masks), size, data.classes)
         table += segmentation.confusion(mask, result.mask, len(labels))
     miou, per_class = segmentation.mean_iou(table, labels)
     return SegmentationScore(
-        **common(model, len(data.pictures)),
+        **common(model, len(pictures)),
         miou=miou,
         accuracy=float(np.trace(table) / table.sum()),
         per_class=per_class,

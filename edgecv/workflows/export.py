@@ -25,10 +25,14 @@ from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.measure import selftest
 from edgecv.measure.compare import FP16_MAX_REL, FP32_MAX_REL, compare, worst
+from edgecv.preprocess import list_pictures
 from edgecv.progress import Progress, silent
+from edgecv.quantize.targets import policy_for
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import with_nms
+from edgecv.workflows.proof import machine_target
+from edgecv.workflows.quantize import FEW, QuantizeResult, quantize
 
 RANGES_SEED = 11  # of the pictures on which FP16's headroom is measured
 RANGES_COUNT = 6
@@ -47,9 +51,12 @@ class ExportResult:
     size_bytes: int
     weights: ResolvedWeights
     nodes: dict[str, int]
+    quantized: QuantizeResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        proven = self.quantized.to_dict() if self.quantized is not None else {}
         return {
+            **proven,
             "path": str(self.path),
             "precision": self.spec.precision,
             "target": self.spec.target,
@@ -76,22 +83,53 @@ def export(
     end2end: bool = False,
     precision: str = "fp32",
     pixels: bool = False,
+    calibration: str | os.PathLike[str] | None = None,
+    target: str | None = None,
     output: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
     """Export ``name`` (a recipe, a recipe file, or a model source) to an ONNX file.
 
-    ``batch`` is a fixed size, or ``None`` for a dynamic one; ``precision`` is ``fp32`` or
-    ``fp16``; with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``. ``output`` defaults to
+    ``batch`` is a fixed size, or ``None`` for a dynamic one; ``precision`` is ``fp32``, ``fp16``
+    or ``int8``, which is :func:`edgecv.quantize` on the FP32 file, by the pictures of the folder
+    ``calibration``, for ``target`` (``NAME-int8-TARGET.onnx``); with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``. ``output`` defaults to
     the recipe's name (``NAME-fp16.onnx``) in the current folder. ``end2end`` appends decoding and
     NMS to a detector's graph (:mod:`edgecv.workflows.end2end`). The file is compared with PyTorch
     before it gets its name: where the outputs differ by more than
     :data:`~edgecv.measure.compare.FP32_MAX_REL` or ``FP16_MAX_REL`` of the largest, nothing is
     written and :class:`~edgecv.errors.ExportError` is raised.
     """
-    if precision not in MAX_REL:
-        raise InputError(f"precision {precision!r} is not one of {', '.join(MAX_REL)}")
+    if precision not in (*MAX_REL, "int8"):
+        raise InputError(f"precision {precision!r} is not one of {', '.join(MAX_REL)}, int8")
+    if precision == "int8":
+        if calibration is None:
+            raise InputError(
+                "precision int8 needs --calibration DIR: a folder of pictures like those that the "
+                f"model will see, {FEW} or more, which give the ranges of its integers"
+            )
+        if end2end:
+            raise InputError(
+                "decoding and NMS stay in float: export with int8 first, then put them behind it: "
+                "edgecv export NAME-int8-TARGET.onnx --end2end"
+            )
+        # what is wrong with the wishes is said before minutes of work
+        policy_for(target or machine_target())
+        list_pictures(calibration)
+        with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+            whole = export(
+                name,
+                weights=weights,
+                overrides=overrides,
+                opset=opset,
+                batch=batch,
+                output=Path(folder) / "parent.onnx",
+                progress=progress,
+                warn=warn,
+            )
+            return _integers(whole, calibration, target, pixels, output, progress, warn)
+    if calibration is not None or target is not None:
+        raise InputError(f"--calibration and --target are for precision int8, not for {precision}")
     recipe = recipe_for(name, overrides)
     resolved = resolve(recipe, weights, progress)
     if resolved.warning:
@@ -127,6 +165,34 @@ def export(
     write_spec(data, spec, path)
     progress("proving parity", 4, 4)
     return ExportResult(path, spec, opset, path.stat().st_size, resolved, nodes)
+
+
+def _integers(
+    parent: ExportResult,
+    calibration: str | os.PathLike[str],
+    target: str | None,
+    pixels: bool,
+    output: str | os.PathLike[str] | None,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> ExportResult:
+    done = quantize(
+        parent.path,
+        calibration=calibration,
+        target=target,
+        pixels=pixels,
+        output=output,
+        progress=progress,
+        warn=warn,
+    )
+    return replace(
+        parent,
+        path=done.path,
+        spec=done.spec,
+        opset=done.opset,
+        size_bytes=done.path.stat().st_size,
+        quantized=done,
+    )
 
 
 def _contract(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,99 +13,27 @@ import numpy as np
 import onnx_ir as ir
 
 from edgecv.errors import CheckFailed, InputError
+from edgecv.files import atomic_write
 from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure import selftest
-from edgecv.measure.agreement import agreements
-from edgecv.measure.compare import Comparison, compare, compare_each, worst
-from edgecv.measure.machine import cpu_model, simd_flags
-from edgecv.measure.statistics import Interval, ratio
-from edgecv.measure.timing import timed, warm_up
-from edgecv.model import Model, load, same_shape
+from edgecv.measure.compare import compare, worst
+from edgecv.measure.quantpage import quantization_page
+from edgecv.model import load, same_shape
 from edgecv.preprocess import Picture, list_pictures, stack
 from edgecv.progress import Progress, silent
-from edgecv.quantize.pipeline import Prepared, Quantized, Search, prepare, quantize_graph
-from edgecv.quantize.readback import FloatNode, Readback, onnxruntime_readback, openvino_readback
+from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, Search, prepare
 from edgecv.quantize.run import Array, Batches
 from edgecv.quantize.sensitivity import error_for
-from edgecv.quantize.targets import Policy, onnxruntime_target, policy_for
-from edgecv.results import Placement, Result
-from edgecv.runtimes import probe_backends
-from edgecv.runtimes.base import RuntimeOptions
+from edgecv.quantize.targets import MAC, Policy, policy_for
 from edgecv.spec import ModelSpec, TensorSpec, read_spec, write_spec
-from edgecv.workflows.evaluate import evaluate
+from edgecv.workflows.heldout import Seen, Warn, held_out
+from edgecv.workflows.proof import Proof, float_summary, judge, machine_target, prove
+from edgecv.workflows.putback import Try, judges_of, put_back_until
 from edgecv.workflows.stream import prepared_chunks
 
 CALIBRATION = 100  # pictures at most: more move no range by much, and cost time
 SEARCHED = 6  # of them judge ranges and layers by the outputs: each costs a run for each tensor
 FEW = 32  # below it the ranges depend on which pictures they are
-HELD_OUT = 400  # pictures at most that the proof is made on
-SEED_TEST = selftest.SEED
-ROUNDS, ROUND_SECONDS = 12, 0.15  # of the interleaved latency, each side
-METRICS = ("top1", "ap", "accuracy", "miou")
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median milliseconds of one picture on one thread, and how many times faster the INT8 is."""
-
-    parent_ms: float
-    candidate_ms: float
-    speedup: Interval | None
-
-    @property
-    def slower(self) -> bool:
-        """Whether the INT8 file is surely not faster than its parent."""
-        return self.speedup is not None and self.speedup.high <= 1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "threads": 1,
-            "parent_ms": round(self.parent_ms, 4),
-            "candidate_ms": round(self.candidate_ms, 4),
-            "speedup": self.speedup.to_dict() if self.speedup else None,
-        }
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What the INT8 file is, measured against its parent on pictures that did not calibrate it.
-
-    ``drop`` is in points of the task's metric where the pictures are labelled (``metric`` names
-    it), else in points of disagreement. ``latency`` is None where the target does not run here.
-    """
-
-    pictures: int
-    outputs: dict[str, Comparison]
-    agreement: float
-    metric: str
-    drop: float
-    latency: Latency | None
-    readback: Readback | None
-    size_bytes: int
-    parent_bytes: int
-    backend: str
-    instructions: tuple[str, ...]
-
-    @property
-    def float_macs(self) -> tuple[FloatNode, ...]:
-        return self.readback.float_macs if self.readback else ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "pictures": self.pictures,
-            "outputs": {name: one.to_dict() for name, one in self.outputs.items()},
-            "agreement": round(self.agreement, 6),
-            "metric": self.metric,
-            "drop_points": round(self.drop, 4),
-            "latency": self.latency.to_dict() if self.latency else None,
-            "float_nodes": [vars(node) for node in self.readback.floats] if self.readback else None,
-            "integer_nodes": dict(self.readback.integer) if self.readback else None,
-            "size_bytes": self.size_bytes,
-            "parent_bytes": self.parent_bytes,
-            "backend": self.backend,
-            "cpu": cpu_model(),
-            "instructions": list(self.instructions),
-        }
 
 
 @dataclass(frozen=True)
@@ -133,11 +60,6 @@ class QuantizeResult:
         }
 
 
-def machine_target() -> str:
-    """The onnxruntime target of this machine."""
-    return onnxruntime_target(platform.machine(), simd_flags())
-
-
 def quantize(
     model: str | os.PathLike[str],
     *,
@@ -149,30 +71,37 @@ def quantize(
     pixels: bool = False,
     seed: int = 0,
     force: bool = False,
+    html: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
-    warn: Any = lambda text: None,
+    warn: Warn = lambda text: None,
 ) -> QuantizeResult:
     """Quantize the FP32 file ``model`` to INT8 for ``target`` (default: this machine's).
 
     ``calibration``: a folder of pictures; at most :data:`CALIBRATION` of them, drawn by ``seed``,
     give the ranges. The proof is made on ``data`` (a labelled data set as ``edgecv eval`` takes it,
-    or a folder of pictures), else on the pictures of ``calibration`` that were not drawn.
-    ``max_drop`` (points) is a gate; ``keep_float`` names nodes that stay in float; with ``pixels``
-    the file takes uint8 pixels ``[N, H, W, C]``.
+    or a folder of pictures), else on ``calibration``; never on a picture that was drawn.
+    ``max_drop`` (points): where the file drops more, layers are put back to float until other
+    pictures of ``calibration`` say that it fits, which the proof then leaves out as well.
+    ``keep_float`` names nodes that stay in float; with ``pixels`` the file takes uint8 pixels
+    ``[N, H, W, C]``. ``html`` is a page with the proof.
 
-    Raises :class:`~edgecv.errors.CheckFailed` where the file drops more than ``max_drop``, or is
-    not faster than its parent on the target at hand, unless ``force``; nothing is written then.
+    Raises :class:`~edgecv.errors.CheckFailed` where the file drops more than ``max_drop`` all the
+    same, or is not faster than its parent on the target at hand, unless ``force``; nothing is
+    written then.
     """
-    parent = read_spec(model)
+    source = Path(model)
+    parent = read_spec(source)
     if parent.precision != "fp32":
         raise InputError(
             f"{model}: is {parent.precision} already; quantize the FP32 file that it was made from"
         )
     policy = policy_for(target or machine_target())
-    drawn, rest = _draw(Path(calibration), seed, warn)
-    ready = prepare(upgrade(read_onnx(model), model), policy, parent.preparation, pixels)
-    done = quantize_graph(
+    # a share of the folder is spared where somebody is to be judged on it
+    spare = max_drop is not None or _overlap(data, Path(calibration))
+    drawn, rest = _draw(Path(calibration), seed, spare, warn)
+    ready = prepare(upgrade(read_onnx(source), source), policy, parent.preparation, pixels)
+    quantizer = Quantizer(
         ready,
         policy,
         _batches(ready, drawn, parent.inputs[0].shape[0]),
@@ -183,22 +112,78 @@ def quantize(
     path = Path(output) if output is not None else _name(parent, policy)
     with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
         draft = Path(folder) / path.name
-        spec = _contract(parent, policy, ready, done, drawn, seed)
-        write_spec(_bytes(done), spec, draft)
-        pictures = _held_out(data, rest, drawn, warn)
-        proof = _prove(Path(model), draft, policy, pictures, data, progress)
-        spec = _with_proof(spec, draft, Path(model), proof)
-        _gate(proof, max_drop, policy, force, path)
+
+        def written(done: Quantized) -> ModelSpec:
+            spec = _contract(parent, policy, ready, done, drawn, seed)
+            write_spec(_bytes(done), spec, draft)
+            return spec
+
+        def proven(done: Quantized, seen: Seen) -> Proof:
+            held = held_out(parent, data, rest, drawn, seen, warn)
+            return prove(source, draft, policy, held, quantizer.layers(done), progress)
+
+        done = quantizer.quantize()
+        spec = written(done)
+        proof = proven(done, Seen(drawn))
+        tries: list[Try] = []
+        if max_drop is not None and proof.drop.points > max_drop:
+            judges = judges_of(parent, Path(calibration), rest, drawn, warn)
+            found, tries = put_back_until(
+                quantizer,
+                done,
+                max_drop,
+                lambda one: (written(one), judge(source, draft, policy, judges, progress))[1],
+            )
+            spec = written(found)
+            if found is not done:
+                used = [*drawn, *(p for p in judges.pictures if p in rest)]
+                rest = [p for p in rest if p not in judges.pictures]
+                proof, done = proven(found, Seen(used)), found
+        spec = replace(
+            spec, quantization={**spec.quantization, "tries": [one.to_dict() for one in tries]}
+        )
+        spec = _with_proof(spec, draft, source, proof)
+        _gate(proof, max_drop, tries, force, path)
+        _check_floats(ready, done, proof, warn)
         write_spec(draft, spec, path)
-    return QuantizeResult(path, spec, done.model.opset_imports[""], proof, len(drawn))
+    result = QuantizeResult(path, spec, done.model.opset_imports[""], proof, len(drawn))
+    if html is not None:
+        with atomic_write(html) as file:
+            file.write(
+                quantization_page(str(path.name), summary(result), result.to_dict()).encode()
+            )
+    return result
 
 
-def _draw(folder: Path, seed: int, warn: Any) -> tuple[list[Path], list[Path]]:
+def _check_floats(ready: Prepared, done: Quantized, proof: Proof, warn: Warn) -> None:
+    """onnxruntime makes integers of a float convolution between a DequantizeLinear and a
+    QuantizeLinear: what was to stay float is counted where it runs."""
+    if proof.readback is None:
+        return
+    kept = set(done.kept)
+    wanted = sum(node.name in kept and node.op_type in MAC for node in ready.model.graph)
+    if len(proof.readback.float_macs) < wanted:
+        warn(
+            f"{wanted} layers were to stay in float, and {proof.readback.runtime} computes "
+            f"{len(proof.readback.float_macs)} in float: it makes integers of a layer whose "
+            f"neighbours are; keep those in float too"
+        )
+
+
+def _overlap(data: str | os.PathLike[str] | None, calibration: Path) -> bool:
+    """Whether the proof is made on pictures of ``calibration``, or may be."""
+    if data is None or not Path(data).is_dir():
+        return True
+    return any(map(Seen(list_pictures(calibration)), list_pictures(data)))
+
+
+def _draw(folder: Path, seed: int, spare: bool, warn: Warn) -> tuple[list[Path], list[Path]]:
     """The pictures that calibrate, in order, and the others of the folder."""
     pictures = list_pictures(folder)
     if not pictures:
         raise InputError(f"{folder}: there are no pictures to calibrate on in this folder")
-    count = min(CALIBRATION, max(1, len(pictures) * 4 // 5)) if len(pictures) > 1 else 1
+    share = len(pictures) * 4 // 5 if spare else len(pictures)
+    count = min(CALIBRATION, max(1, share))
     if count < FEW:
         warn(
             f"{folder}: {count} pictures calibrate the ranges; below {FEW} they depend on which "
@@ -233,12 +218,11 @@ def _batches(ready: Prepared, pictures: Sequence[Picture], size: int | str) -> B
     return run
 
 
-def _search(parent: ModelSpec, ready: Prepared, drawn: Sequence[Path]) -> Search | None:
+def _search(parent: ModelSpec, ready: Prepared, drawn: Sequence[Path]) -> Search:
     """Detectors are searched for what harms their answers; a classifier forgives more."""
-    if parent.task != "detect":
-        return None
     few = drawn[:: max(1, -(-len(drawn) // SEARCHED))]
-    return Search(_batches(ready, few, parent.inputs[0].shape[0]), error_for(parent.decoding))
+    batches = _batches(ready, few, parent.inputs[0].shape[0])
+    return Search(batches, error_for(parent.decoding), ranges=parent.task == "detect")
 
 
 def _name(parent: ModelSpec, policy: Policy) -> Path:
@@ -274,154 +258,11 @@ def _contract(
             "calibration": {"pictures": len(drawn), "seed": seed},
             "ranges": {name: [span.lo, span.hi, span.method] for name, span in done.ranges.items()},
             "units": len(done.plan.units),
+            "kept_float": list(done.kept),
             "put_back": done.put_back.to_dict() if done.put_back else None,
             "pixels_in": ready.pixels.to_dict() if ready.pixels else None,
         },
     )
-
-
-def _held_out(
-    data: str | os.PathLike[str] | None, rest: list[Path], drawn: list[Path], warn: Any
-) -> list[Path]:
-    if data is not None and Path(data).is_dir() and (found := list_pictures(data)):
-        rest = found
-    if not rest:
-        warn("no picture is left to prove the file on: it is proven on those that calibrated it")
-        rest = drawn
-    step = max(1, -(-len(rest) // HELD_OUT))
-    return rest[::step]
-
-
-def _prove(
-    parent: Path,
-    candidate: Path,
-    policy: Policy,
-    pictures: list[Path],
-    data: str | os.PathLike[str] | None,
-    progress: Progress,
-) -> Proof:
-    backend = policy.backend if _runs_here(policy) else None
-    with (
-        load(parent, backend=backend or "onnxruntime") as before,
-        load(candidate, backend=backend or "onnxruntime") as after,
-    ):
-        outputs, same = _compare(before, after, pictures, progress)
-        name = after.info.backend
-    metric, drop = _drop(parent, candidate, backend or "onnxruntime", data, same)
-    latency = _latency(parent, candidate, backend) if backend else None
-    return Proof(
-        pictures=len(pictures),
-        outputs=outputs,
-        agreement=float(np.mean(same)),
-        metric=metric,
-        drop=drop,
-        latency=latency,
-        readback=_readback(candidate, backend),
-        size_bytes=candidate.stat().st_size,
-        parent_bytes=parent.stat().st_size,
-        backend=name,
-        instructions=simd_flags(),
-    )
-
-
-def _runs_here(policy: Policy) -> bool:
-    """Whether the runtime and the processor that the target names are at hand."""
-    if policy.backend is None or policy.backend.startswith("tensorrt"):
-        return False
-    if policy.name.startswith("onnxruntime") and policy.name != machine_target():
-        return False
-    return probe_backends()[policy.backend].usable
-
-
-def _compare(
-    before: Model, after: Model, pictures: list[Path], progress: Progress
-) -> tuple[dict[str, Comparison], list[float]]:
-    """Both models on the same pictures, a chunk at a time; each under its own preparation."""
-    parts: list[dict[str, Comparison]] = []
-    same: list[float] = []
-    chunks = zip(
-        prepared_chunks(pictures, before.spec.preparation, before.spec.inputs[0].dtype),
-        prepared_chunks(pictures, after.spec.preparation, after.spec.inputs[0].dtype),
-        strict=True,
-    )
-    for left, right in chunks:
-        for one, other in zip(left, right, strict=True):
-            if isinstance(one, InputError):
-                raise one
-            assert not isinstance(other, InputError)  # the same file, read a moment ago
-            a, b = before.infer(one.tensor[None]), after.infer(other.tensor[None])
-            parts.append(compare_each(b, a))
-            same += agreements(
-                _answers(after, b, other.placement), _answers(before, a, one.placement)
-            )
-        progress("proving", len(same), len(pictures))
-    return _pooled(parts), same
-
-
-def _answers(model: Model, outputs: dict[str, Array], placement: Placement) -> list[Result]:
-    return model.decode(outputs, [placement])
-
-
-def _pooled(parts: list[dict[str, Comparison]]) -> dict[str, Comparison]:
-    """Per output: the worst difference and cosine, the mean SQNR (in dB) over pictures."""
-    pooled = {}
-    for name in parts[0]:
-        each = [part[name] for part in parts]
-        ratios = [one.sqnr_db for one in each if one.sqnr_db is not None]
-        pooled[name] = replace(worst(each), sqnr_db=float(np.mean(ratios)) if ratios else None)
-    return pooled
-
-
-def _drop(
-    parent: Path,
-    candidate: Path,
-    backend: str,
-    data: str | os.PathLike[str] | None,
-    same: list[float],
-) -> tuple[str, float]:
-    """Points lost on labelled pictures; where there are none, points of disagreement."""
-    if data is not None:
-        try:
-            scores = [
-                evaluate(path, data, backend=backend).to_dict() for path in (parent, candidate)
-            ]
-        except InputError:  # pictures without labels that fit the model
-            pass
-        else:
-            metric = next(name for name in METRICS if name in scores[0])
-            return metric, (scores[0][metric] - scores[1][metric]) * 100
-    return "disagreement", (1 - float(np.mean(same))) * 100
-
-
-def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
-    """Both files in turns on one thread: what the machine does to a round it does to both."""
-    options = RuntimeOptions(threads=1)
-    with (
-        load(parent, backend=backend, options=options) as before,
-        load(candidate, backend=backend, options=options) as after,
-    ):
-        runs = []
-        for model in (before, after):
-            tensor = model.spec.inputs[0]
-            count = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
-            feeds = {
-                tensor.name: selftest.inputs(model.spec.preparation, SEED_TEST, count, tensor.dtype)
-            }
-            runs.append(lambda model=model, feeds=feeds: model.runtime.run(feeds))
-            warm_up(runs[-1])
-        medians: list[list[float]] = [[], []]
-        for _ in range(ROUNDS):
-            for run, mine in zip(runs, medians, strict=True):
-                mine.append(float(np.median(timed(run, ROUND_SECONDS))) / 1e6)
-    return Latency(
-        float(np.median(medians[0])), float(np.median(medians[1])), ratio(medians[0], medians[1])
-    )
-
-
-def _readback(candidate: Path, backend: str | None) -> Readback | None:
-    if backend == "openvino":
-        return openvino_readback(candidate.read_bytes())
-    return onnxruntime_readback(candidate.read_bytes()) if backend == "onnxruntime" else None
 
 
 def _with_proof(spec: ModelSpec, draft: Path, parent: Path, proof: Proof) -> ModelSpec:
@@ -432,16 +273,16 @@ def _with_proof(spec: ModelSpec, draft: Path, parent: Path, proof: Proof) -> Mod
     """
     with load(draft, backend="onnxruntime") as model:
         tensor = spec.inputs[0]
-        batch = selftest.inputs(spec.preparation, SEED_TEST, selftest.COUNT, tensor.dtype)
+        batch = selftest.inputs(spec.preparation, selftest.SEED, selftest.COUNT, tensor.dtype)
         mine = model.infer(batch)
     with load(parent, backend="onnxruntime") as model:
         own = model.spec
-        batch = selftest.inputs(own.preparation, SEED_TEST, selftest.COUNT, own.inputs[0].dtype)
+        batch = selftest.inputs(own.preparation, selftest.SEED, selftest.COUNT, own.inputs[0].dtype)
         distance = compare(mine, model.infer(batch)).max_rel
     pooled = worst(list(proof.outputs.values()))
     return replace(
         spec,
-        self_test=selftest.record(mine, distance, SEED_TEST),
+        self_test=selftest.record(mine, distance, selftest.SEED),
         parity={
             **pooled.to_dict(),
             "reference": f"{parent.name}, fp32",
@@ -452,11 +293,14 @@ def _with_proof(spec: ModelSpec, draft: Path, parent: Path, proof: Proof) -> Mod
     )
 
 
-def _gate(proof: Proof, max_drop: float | None, policy: Policy, force: bool, path: Path) -> None:
+def _gate(
+    proof: Proof, max_drop: float | None, tries: Sequence[Try], force: bool, path: Path
+) -> None:
     problems = []
-    if max_drop is not None and proof.drop > max_drop:
+    if max_drop is not None and proof.drop.points > max_drop:
         problems.append(
-            f"it loses {proof.drop:.2f} points ({proof.metric}), more than --max-drop {max_drop:g}"
+            f"it loses {proof.drop}, more than --max-drop {max_drop:g}"
+            + (f", though layers were put back to float in {len(tries)} steps" if tries else "")
         )
     if proof.latency is not None and proof.latency.slower:
         assert proof.latency.speedup is not None  # slower says so
@@ -471,16 +315,46 @@ def _gate(proof: Proof, max_drop: float | None, policy: Policy, force: bool, pat
         )
 
 
-def unused_target_note(policy: Policy) -> str | None:
-    """Why the figures were not taken on the target, or None where they were."""
-    if _runs_here(policy):
-        return None
-    return f"{policy.name} does not run on this machine: answers were taken in onnxruntime"
-
-
-def float_summary(nodes: Collection[FloatNode]) -> str:
-    """``3 Sigmoid, 1 Mul``: the operators that compute in float."""
-    counts: dict[str, int] = {}
-    for node in nodes:
-        counts[node.operator] = counts.get(node.operator, 0) + 1
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
+def summary(result: QuantizeResult) -> dict[str, str]:
+    """The proof in words, for a terminal and for a page."""
+    proof, spec = result.proof, result.spec
+    pairs = {
+        "target": f"{spec.target}, opset {result.opset}",
+        "calibrated on": f"{result.calibrated_on} pictures",
+        "proven on": f"{proof.pictures} pictures, in {proof.backend}",
+        "size": f"{proof.size_bytes:,} bytes, {proof.parent_bytes / proof.size_bytes:.2f} times "
+        f"smaller",
+        "same answer": f"{proof.agreement:.2%}",
+        "drop": str(proof.drop),
+    }
+    for name, one in proof.outputs.items():
+        sqnr = "no difference" if one.sqnr_db is None else f"SQNR {one.sqnr_db:.1f} dB"
+        pairs[f"output {name}"] = f"cosine {one.cosine:.5f} at worst, {sqnr} on average"
+    if proof.latency is None:
+        pairs["one thread"] = f"not measured: {spec.target} does not run on this machine"
+    else:
+        speedup = proof.latency.speedup
+        pairs["one thread"] = (
+            f"{proof.latency.candidate_ms:.2f} ms, parent {proof.latency.parent_ms:.2f} ms"
+        ) + (
+            f": {speedup.value:.2f} times as fast ({speedup.low:.2f} to {speedup.high:.2f})"
+            if speedup is not None
+            else ""
+        )
+    if proof.readback is not None:
+        integer = ", ".join(f"{n} {kind}" for kind, n in proof.readback.integer.items())
+        pairs["in integers"] = integer or "none"
+        pairs["in float"] = float_summary(proof.readback.floats)
+    if back := spec.quantization["put_back"]:
+        reasons = list(dict.fromkeys(back["nodes"].values()))
+        shown = ", ".join(reasons[:5]) + (", ..." if len(reasons) > 5 else "")
+        pairs["put back"] = (
+            f"{len(back['nodes'])} nodes, for {shown}" if reasons else "nothing"
+        ) + f"; error {back['error_before']:.3g} to {back['error_after']:.3g}"
+    for one in spec.quantization["tries"]:
+        pairs[f"limit {one['limit']:.2g}"] = (
+            f"{one['nodes']} nodes in float, {one['points']:.2f} points of {one['metric']} on "
+            f"{one['pictures']} pictures of the calibration folder"
+        )
+    pairs["instructions"] = ", ".join(proof.instructions)
+    return pairs

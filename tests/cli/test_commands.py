@@ -13,7 +13,7 @@ from PIL import Image
 from edgecv.measure.ready import READY_MODEL
 
 COMMANDS = [
-    "export", "adopt", "inspect", "predict", "eval", "verify", "bench", "train", "models",
+    "export", "quantize", "adopt", "inspect", "predict", "eval", "verify", "bench", "train", "models",
     "backends", "doctor", "samples", "gallery", "report", "build",
 ]  # fmt: skip
 
@@ -102,7 +102,11 @@ def test_errors_are_json_too():
         (["export", "mobilnet"], 2, "did you mean mobilenetv2"),
         (["export", "mobilenetv2", "--batch", "many"], 2, "expected a number of pictures"),
         (["export", "mobilenetv2", "--mean", "a,b"], 2, "expected one number"),
-        (["export", "mobilenetv2", "--precision", "int8"], 2, "fp32 files only"),
+        (["export", "mobilenetv2", "--precision", "int8"], 2, "needs --calibration DIR"),
+        (["export", "mobilenetv2", "--precision", "int4"], 2, "not one of fp32, fp16, int8"),
+        (["export", "mobilenetv2", "--target", "openvino"], 2, "are for precision int8"),
+        (["quantize", READY_MODEL], 2, "Missing option '--calibration'"),
+        (["quantize", READY_MODEL, "--calibration", "none"], 2, "no such folder"),
         (["export", "mobilenetv2", "--weights", "none.pth"], 2, "no such file"),
         (["export", "none.toml"], 2, "no such recipe"),
         (["predict", READY_MODEL, "none.jpg"], 2, "no such file"),

@@ -1,0 +1,263 @@
+"""The proof of a quantized file: what it is, measured against the file that it was made from."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecv.errors import InputError
+from edgecv.measure import selftest
+from edgecv.measure.agreement import agreements
+from edgecv.measure.compare import Comparison, compare_each, worst
+from edgecv.measure.machine import cpu_model, simd_flags
+from edgecv.measure.statistics import Interval, ratio
+from edgecv.measure.timing import timed, warm_up
+from edgecv.model import Model, load
+from edgecv.progress import Progress, silent
+from edgecv.quantize.layers import LayerError
+from edgecv.quantize.readback import FloatNode, Readback, onnxruntime_readback, openvino_readback
+from edgecv.quantize.targets import Policy, onnxruntime_target
+from edgecv.runtimes import probe_backends
+from edgecv.runtimes.base import RuntimeOptions
+from edgecv.workflows.evaluate import evaluate
+from edgecv.workflows.heldout import HeldOut
+from edgecv.workflows.stream import prepared_chunks
+
+COMPARED = 400  # pictures at most whose answers are compared one by one
+ROUNDS, ROUND_SECONDS = 12, 0.15  # of the interleaved latency, each side
+METRICS = ("top1", "ap", "miou", "accuracy")  # a segmenter has the last as well
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median milliseconds of one picture on one thread, and how many times faster the INT8 is."""
+
+    parent_ms: float
+    candidate_ms: float
+    speedup: Interval | None
+
+    @property
+    def slower(self) -> bool:
+        """Whether the INT8 file is surely not faster than its parent."""
+        return self.speedup is not None and self.speedup.high <= 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "threads": 1,
+            "parent_ms": round(self.parent_ms, 4),
+            "candidate_ms": round(self.candidate_ms, 4),
+            "speedup": self.speedup.to_dict() if self.speedup else None,
+        }
+
+
+@dataclass(frozen=True)
+class Drop:
+    """``points`` lost of ``metric`` on ``pictures``: ``parent`` and ``candidate`` are the scores,
+    from 0 to 1. Without labels ``metric`` is ``disagreement``, and there are no scores."""
+
+    metric: str
+    points: float
+    pictures: int
+    parent: float | None = None
+    candidate: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "points": round(self.points, 4)}
+
+    def __str__(self) -> str:
+        if self.parent is None or self.candidate is None:
+            return f"{self.points:.2f} points of {self.metric} on {self.pictures} pictures"
+        return (
+            f"{self.points:.2f} points of {self.metric}, {self.parent:.2%} to "
+            f"{self.candidate:.2%}, on {self.pictures} pictures"
+        )
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the INT8 file is, on ``pictures`` that did not make it; ``layers``: worst first."""
+
+    pictures: int
+    outputs: dict[str, Comparison]
+    agreement: float
+    drop: Drop
+    latency: Latency | None  # None where the target does not run here
+    readback: Readback | None
+    layers: tuple[LayerError, ...]
+    size_bytes: int
+    parent_bytes: int
+    backend: str
+    instructions: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "pictures": self.pictures,
+            "outputs": {name: one.to_dict() for name, one in self.outputs.items()},
+            "agreement": round(self.agreement, 6),
+            "drop": self.drop.to_dict(),
+            "latency": self.latency.to_dict() if self.latency else None,
+            "float_nodes": [vars(node) for node in self.readback.floats] if self.readback else None,
+            "integer_nodes": dict(self.readback.integer) if self.readback else None,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "size_bytes": self.size_bytes,
+            "parent_bytes": self.parent_bytes,
+            "backend": self.backend,
+            "cpu": cpu_model(),
+            "instructions": list(self.instructions),
+        }
+
+
+def machine_target() -> str:
+    """The onnxruntime target of this machine."""
+    return onnxruntime_target(platform.machine(), simd_flags())
+
+
+def runs_here(policy: Policy) -> bool:
+    """Whether the runtime and the processor that the target names are at hand."""
+    if policy.backend is None or policy.backend.startswith("tensorrt"):
+        return False
+    if policy.name.startswith("onnxruntime") and policy.name != machine_target():
+        return False
+    return probe_backends()[policy.backend].usable
+
+
+def prove(
+    parent: Path,
+    candidate: Path,
+    policy: Policy,
+    held: HeldOut,
+    layers: tuple[LayerError, ...],
+    progress: Progress = silent,
+) -> Proof:
+    """Compare both files on ``held``, in the target's runtime where it is here."""
+    here = policy.backend if runs_here(policy) else None
+    backend = here or "onnxruntime"
+    step = max(1, -(-len(held.pictures) // COMPARED))
+    pictures = held.pictures[::step]
+    with load(parent, backend=backend) as before, load(candidate, backend=backend) as after:
+        outputs, same = _compare(before, after, pictures, progress)
+        name = after.info.backend
+    return Proof(
+        pictures=len(pictures),
+        outputs=outputs,
+        agreement=float(np.mean(same)),
+        drop=_drop(parent, candidate, backend, held, same, progress),
+        latency=_latency(parent, candidate, here) if here else None,
+        readback=_readback(candidate, here),
+        layers=layers,
+        size_bytes=candidate.stat().st_size,
+        parent_bytes=parent.stat().st_size,
+        backend=name,
+        instructions=simd_flags(),
+    )
+
+
+def judge(
+    parent: Path, candidate: Path, policy: Policy, held: HeldOut, progress: Progress = silent
+) -> Drop:
+    """The drop alone, for whoever decides what to put back to float."""
+    backend = (policy.backend if runs_here(policy) else None) or "onnxruntime"
+    same: list[float] = []
+    if held.dataset is None:
+        with load(parent, backend=backend) as before, load(candidate, backend=backend) as after:
+            same = _compare(before, after, held.pictures, progress)[1]
+    return _drop(parent, candidate, backend, held, same, progress)
+
+
+def _compare(
+    before: Model, after: Model, pictures: list[Path], progress: Progress
+) -> tuple[dict[str, Comparison], list[float]]:
+    """Both models on the same pictures, a chunk at a time; each under its own preparation."""
+    parts: list[dict[str, Comparison]] = []
+    same: list[float] = []
+    chunks = zip(
+        prepared_chunks(pictures, before.spec.preparation, before.spec.inputs[0].dtype),
+        prepared_chunks(pictures, after.spec.preparation, after.spec.inputs[0].dtype),
+        strict=True,
+    )
+    for left, right in chunks:
+        for one, other in zip(left, right, strict=True):
+            if isinstance(one, InputError):
+                raise one
+            assert not isinstance(other, InputError)  # the same file, read a moment ago
+            a, b = before.infer(one.tensor[None]), after.infer(other.tensor[None])
+            parts.append(compare_each(b, a))
+            same += agreements(
+                after.decode(b, [other.placement]), before.decode(a, [one.placement])
+            )
+        progress("proving", len(same), len(pictures))
+    return _pooled(parts), same
+
+
+def _pooled(parts: list[dict[str, Comparison]]) -> dict[str, Comparison]:
+    """Per output: the worst difference and cosine, the mean SQNR (in dB) over pictures."""
+    pooled = {}
+    for name in parts[0]:
+        each = [part[name] for part in parts]
+        ratios = [one.sqnr_db for one in each if one.sqnr_db is not None]
+        pooled[name] = replace(worst(each), sqnr_db=float(np.mean(ratios)) if ratios else None)
+    return pooled
+
+
+def _drop(
+    parent: Path,
+    candidate: Path,
+    backend: str,
+    held: HeldOut,
+    same: list[float],
+    progress: Progress,
+) -> Drop:
+    """Points lost on labelled pictures; where there are none, points of disagreement."""
+    if held.dataset is None:
+        return Drop("disagreement", (1 - float(np.mean(same))) * 100, len(same))
+    options: dict[str, Any] = {"backend": backend, "leave_out": held.leave_out}
+    before, after = (
+        evaluate(path, held.dataset, progress=progress, **options).to_dict()
+        for path in (parent, candidate)
+    )
+    metric = next(name for name in METRICS if before.get(name) is not None)
+    points = (before[metric] - after[metric]) * 100
+    return Drop(metric, points, before["count"], before[metric], after[metric])
+
+
+def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
+    """Both files in turns on one thread: what the machine does to a round it does to both."""
+    options = RuntimeOptions(threads=1)
+    with (
+        load(parent, backend=backend, options=options) as before,
+        load(candidate, backend=backend, options=options) as after,
+    ):
+        runs = []
+        for model in (before, after):
+            tensor = model.spec.inputs[0]
+            count = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
+            p = model.spec.preparation
+            feeds = {tensor.name: selftest.inputs(p, selftest.SEED, count, tensor.dtype)}
+            runs.append(lambda model=model, feeds=feeds: model.runtime.run(feeds))
+            warm_up(runs[-1])
+        medians: list[list[float]] = [[], []]
+        for _ in range(ROUNDS):
+            for run, mine in zip(runs, medians, strict=True):
+                mine.append(float(np.median(timed(run, ROUND_SECONDS))) / 1e6)
+    return Latency(
+        float(np.median(medians[0])), float(np.median(medians[1])), ratio(medians[0], medians[1])
+    )
+
+
+def _readback(candidate: Path, backend: str | None) -> Readback | None:
+    if backend == "openvino":
+        return openvino_readback(candidate.read_bytes())
+    return onnxruntime_readback(candidate.read_bytes()) if backend == "onnxruntime" else None
+
+
+def float_summary(nodes: Collection[FloatNode]) -> str:
+    """``3 Sigmoid, 1 Mul``: the operators that compute in float."""
+    counts: dict[str, int] = {}
+    for node in nodes:
+        counts[node.operator] = counts.get(node.operator, 0) + 1
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"

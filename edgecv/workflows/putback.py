@@ -1,0 +1,74 @@
+"""``--max-drop`` that acts: layers go back to float until pictures say that the file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgecv.errors import InputError
+from edgecv.quantize.pipeline import Quantized, Quantizer
+from edgecv.spec import ModelSpec
+from edgecv.workflows.evaluate import labelled_pictures
+from edgecv.workflows.heldout import HeldOut, Seen, Warn
+from edgecv.workflows.proof import Drop
+
+JUDGES = 100  # pictures at most; each step runs them through both files
+STEPS = 8  # each halves the error that may be left: 1/256 of it is noise beside the weights' own
+
+
+@dataclass(frozen=True)
+class Try:
+    """With ``nodes`` in float, which leave an error of at most ``limit``, the file ``drops``."""
+
+    limit: float
+    nodes: int
+    drop: Drop
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"limit": self.limit, "nodes": self.nodes, **self.drop.to_dict()}
+
+
+def judges_of(
+    spec: ModelSpec, calibration: Path, rest: list[Path], drawn: list[Path], warn: Warn
+) -> HeldOut:
+    """Pictures of the folder ``calibration`` that decide what is put back: every second one of
+    ``rest``, so that a proof on the others has not been decided by them."""
+    pictures = rest[::2][:JUDGES]
+    if not pictures:
+        warn("no picture is left to decide what is put back to float: those that calibrated do it")
+        return HeldOut(drawn)
+    try:
+        labelled = spec.task != "embed" and bool(labelled_pictures(spec, calibration))
+    except InputError:
+        labelled = False
+    if not labelled:
+        return HeldOut(pictures)
+    mine = Seen(pictures)
+    return HeldOut(pictures, calibration, lambda path: not mine(path))
+
+
+def put_back_until(
+    quantizer: Quantizer, start: Quantized, most: float, drop: Callable[[Quantized], Drop]
+) -> tuple[Quantized, list[Try]]:
+    """The copy that puts back the least and drops at most ``most`` points, which ``start`` was
+    seen not to do; where none is, the one that drops least. The limit is halved at each step."""
+    best, least = start, drop(start)
+    kept = start.kept
+    before = quantizer.error if start.put_back is None else start.put_back.after
+    tries = [Try(before, len(kept), least)]
+    for step in range(1, STEPS + 1):
+        limit = before / 2**step
+        found = quantizer.quantize(limit)
+        if not found.plan.units:  # all of it is float: that is the parent, not a quantized file
+            break
+        if found.kept == kept:
+            continue
+        kept, got = found.kept, drop(found)
+        tries.append(Try(limit, len(kept), got))
+        if got.points <= most:
+            return found, tries
+        if got.points < least.points:
+            best, least = found, got
+    return best, tries
