@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 SCHEMA = "edgecv.zoo/1"
 GPUS = ("sm80", "sm86", "sm89", "sm120")
@@ -102,6 +103,18 @@ def engines(model: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
+def _tame(net: nn.Module) -> None:
+    """Halve the gain of every BatchNorm.
+
+    With gains around 1 a deep residual net of random weights is chaotic: EfficientNet-B4's own
+    float32 and float64 answers differ by 67% of the largest logit, and no parity can be told. With
+    the half they differ by 4e-7, as those of trained nets do.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.mul_(0.5)
+
+
 def measure(name: str, old_python: str | None, seconds: float) -> dict[str, Any]:
     """One row of the table."""
     import torch
@@ -126,6 +139,7 @@ def measure(name: str, old_python: str | None, seconds: float) -> dict[str, Any]
         folder = Path(temporary)
         net = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
         fill_by_name(net)
+        _tame(net)
         weights = folder / "weights.pth"
         torch.save(net.state_dict(), weights)
         for kind, batch in (("static", 1), ("dynamic", None)):
