@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.align import ALIGNMENT, align_face
+from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.gallery import Gallery, Identity, Space, Verification
 from edgecv.gallery import verify as verify_vectors
@@ -56,7 +56,7 @@ class Face:
         return f"{who}at ({x1}, {y1}, {x2}, {y2}), face {self.score:.2f}"
 
 
-class FacePipeline:
+class FacePipeline(Closing):
     """Finds faces, aligns them by five landmarks, embeds them, and names them from a gallery.
 
     ::
@@ -229,14 +229,3 @@ class FacePipeline:
         """Close what this pipeline has opened itself. Twice does no harm."""
         while self._owned:
             self._owned.pop().close()
-
-    def __enter__(self) -> FacePipeline:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -7,12 +7,12 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecv.closing import Closing
 from edgecv.errors import InputError, SpecError
 from edgecv.preprocess import Picture, Prepared, prepare, stack
 from edgecv.results import Placement, Result
@@ -32,7 +32,7 @@ DECODERS = {
 }
 
 
-class Model:
+class Model(Closing):
     """An open model file. Call it with a picture or a list of them; close it, or use ``with``.
 
     ``spec`` is the contract that the file carries, ``runtime`` the open backend, ``info`` what
@@ -148,17 +148,6 @@ class Model:
     def close(self) -> None:
         """Give the runtime's memory back. Twice does no harm."""
         self.runtime.close()
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load(

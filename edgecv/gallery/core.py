@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.gallery.engine import Engine, check_name, mean_template, unknown_name
 from edgecv.gallery.folder import MANIFEST, FolderEngine
@@ -90,7 +90,7 @@ class Verification:
         return f"{word} ({self.metric} {self.score:.3f}, same where {sign} {self.threshold:.3f})"
 
 
-class Gallery:
+class Gallery(Closing):
     """People and their embeddings. Open one with :meth:`open`, make one with :meth:`create`.
 
     One vector enrols a person; more make it surer. There is no detection of liveness: a photograph
@@ -234,17 +234,6 @@ class Gallery:
     def close(self) -> None:
         """Let go of the engine. Twice does no harm."""
         self.engine.close()
-
-    def __enter__(self) -> Gallery:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def exists(where: str | os.PathLike[str]) -> bool:

@@ -18,17 +18,18 @@ from __future__ import annotations
 
 import os
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecv.closing import Closing
 from edgecv.errors import BackendUnavailable, FeedError, InputError, RuntimeFailure
 from edgecv.progress import Progress, silent
 from edgecv.runtimes.filecheck import check_file
@@ -205,7 +206,7 @@ class _InFlight:
             return True
 
 
-class Backend(ABC):
+class Backend(Closing):
     """One loaded model on one runtime. Thread-safe: any number of threads may call ``run``."""
 
     name: ClassVar[str]
@@ -329,17 +330,6 @@ class Backend(ABC):
         """Wait for the calls under way, then give everything back. Twice does no harm."""
         if self._in_flight.drain():
             self._close()
-
-    def __enter__(self) -> Backend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _enter(self) -> None:
         if not self._in_flight.enter():

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
+from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.files import atomic_write
 from edgecv.preprocess import open_picture
@@ -26,7 +26,7 @@ LINES = "results.jsonl"
 CAMERA_FPS = 10.0  # of the video that is made of a camera's answers
 
 
-class Saver:
+class Saver(Closing):
     """Saves predictions of ``sources`` to ``folder``; a context manager."""
 
     def __init__(self, folder: Path, sources: Sequence[Source]) -> None:
@@ -76,15 +76,8 @@ class Saver:
             self._video.close()
             self._video = None
 
-    def __enter__(self) -> Saver:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Finish the video and the lines."""
         self._end_video()
         self._lines.close()
 
