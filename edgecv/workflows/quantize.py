@@ -52,7 +52,7 @@ class QuantizeResult:
             "precision": self.spec.precision,
             "target": self.spec.target,
             "opset": self.opset,
-            "size_bytes": self.proof.size_bytes,
+            "size_bytes": self.path.stat().st_size,
             "parity": dict(self.spec.parity),
             "calibration_pictures": self.calibrated_on,
             "proof": self.proof.to_dict(),

@@ -13,8 +13,8 @@ from PIL import Image
 from edgecv.measure.ready import READY_MODEL
 
 COMMANDS = [
-    "export", "quantize", "adopt", "inspect", "predict", "eval", "verify", "bench", "train", "models",
-    "backends", "doctor", "samples", "gallery", "report", "build",
+    "export", "quantize", "adopt", "inspect", "predict", "eval", "verify", "bench", "train",
+    "models", "backends", "doctor", "samples", "gallery", "report", "build",
 ]  # fmt: skip
 
 
