@@ -310,3 +310,22 @@ def test_steps_end(wide, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(putback, "STEPS", 0)
     with pytest.raises(CheckFailed, match="more than --max-drop 0"):
         quantize(wide, calibration=pictures, target=TARGET, max_drop=0, output=tmp_path / "o.onnx")
+
+
+def test_export_to_int8_is_export_and_quantize(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = edgecv.export(
+        "lenet5", weights="random", precision="int8", calibration=pictures, target=TARGET
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [f"lenet5-int8-{TARGET}.onnx"]
+    data = result.to_dict()
+    assert (data["precision"], data["target"]) == ("int8", TARGET)
+    assert {"proof", "weights", "nodes", "preparation"} <= data.keys()
+    assert data["size_bytes"] == (tmp_path / data["path"]).stat().st_size
+    assert read_spec(data["path"]).provenance["weights"]["origin"] == "random"
+    with pytest.raises(InputError, match="needs --calibration DIR"):
+        edgecv.export("lenet5", weights="random", precision="int8")
+    with pytest.raises(InputError, match="there is no target"):
+        edgecv.export(
+            "lenet5", weights="random", precision="int8", calibration=pictures, target="x"
+        )
