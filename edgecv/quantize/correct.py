@@ -41,6 +41,8 @@ def correct(
         for index, unit in enumerate(beside.units)
         if unit.is_mac and len(unit.node.inputs) > 2 and constant(unit.node.inputs[2]) is not None
     ]
+    if not layers:
+        return model.clone()
     axes = {
         kind: new_initializer(beside.graph, f"beside_axes_{kind}", np.asarray(others, np.int64))
         for kind, others in (("Conv", (0, 2, 3)), ("Gemm", (0,)))

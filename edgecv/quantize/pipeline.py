@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import numpy as np
 import onnx_ir as ir
 
 from edgecv.errors import QuantizeError
@@ -29,7 +28,7 @@ from edgecv.quantize.sensitivity import (
     put_back,
     relative_error,
 )
-from edgecv.quantize.structure import Plan, constant, origin, plan
+from edgecv.quantize.structure import Plan, origin, plan
 from edgecv.quantize.targets import Policy
 from edgecv.quantize.unify import unify
 from edgecv.spec import Preparation
@@ -81,7 +80,7 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
     """Lay the input on the grid of its pixels, or let the graph take the pixels themselves.
 
     ``model`` is changed. Raises :class:`~edgecv.errors.QuantizeError` where there is nothing to
-    quantize, or weights are not finite.
+    quantize.
     """
     fixed: Mapping[str, Range] = {}
     taken = None
@@ -90,15 +89,7 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
         taken = pixels_in(model, preparation, integer=not policy.symmetric)
     elif not policy.symmetric:
         fixed, preparation = align_input(model, preparation)
-    layers = [unit for unit in plan(model, policy).units if unit.is_mac]
-    for unit in layers:
-        numbers = (constant(value) for value in unit.node.inputs[1:])
-        if not all(array is None or np.isfinite(array).all() for array in numbers):
-            raise QuantizeError(
-                f"the weights of {unit.name} have NaN or infinite values: no integers stand for "
-                f"those; the model has to be repaired before it can be quantized"
-            )
-    if not layers:
+    if not any(unit.is_mac for unit in plan(model, policy).units):
         raise QuantizeError(
             f"there is nothing to quantize for {policy.name}: no convolution or matrix product "
             f"with constant float weights"

@@ -93,9 +93,9 @@ def export(
 
     ``batch`` is a fixed size, or ``None`` for a dynamic one; ``precision`` is ``fp32``, ``fp16``
     or ``int8``, which is :func:`edgecv.quantize` on the FP32 file, by the pictures of the folder
-    ``calibration``, for ``target`` (``NAME-int8-TARGET.onnx``); with ``pixels`` the file takes
-    uint8 pixels ``[N, H, W, C]``. ``output`` defaults to the recipe's name (``NAME-fp16.onnx``) in
-    the current folder. ``end2end`` appends decoding and NMS to a detector's graph
+    ``calibration``, for ``target``; with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``.
+    ``output`` defaults to the recipe's name (``NAME-fp16.onnx``, ``NAME-int8-TARGET.onnx``) in the
+    current folder. ``end2end`` appends decoding and NMS to a detector's graph
     (:mod:`edgecv.workflows.end2end`). The file is compared with PyTorch before it gets its name:
     where the outputs differ by more than :data:`~edgecv.measure.compare.FP32_MAX_REL` or
     ``FP16_MAX_REL`` of the largest, nothing is written and

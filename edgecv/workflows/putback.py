@@ -14,7 +14,7 @@ from edgecv.workflows.evaluate import labelled_pictures
 from edgecv.workflows.heldout import HeldOut, Seen, Warn
 from edgecv.workflows.proof import Drop
 
-JUDGES = 100  # pictures at most; each step runs them through both files
+JUDGES = 200  # pictures at most; each step runs them through both files
 STEPS = 8  # each halves the error that may be left: 1/256 of it is noise beside the weights' own
 
 

@@ -52,7 +52,7 @@ class QuantizeResult:
             "precision": self.spec.precision,
             "target": self.spec.target,
             "opset": self.opset,
-            "size_bytes": self.proof.size_bytes,
+            "size_bytes": self.path.stat().st_size,
             "parity": dict(self.spec.parity),
             "calibration_pictures": self.calibrated_on,
             "proof": self.proof.to_dict(),
@@ -345,12 +345,14 @@ def summary(result: QuantizeResult) -> dict[str, str]:
         integer = ", ".join(f"{n} {kind}" for kind, n in proof.readback.integer.items())
         pairs["in integers"] = integer or "none"
         pairs["in float"] = float_summary(proof.readback.floats)
-    if back := spec.quantization["put_back"]:
+    back = spec.quantization["put_back"]
+    if back is not None and back["nodes"]:
         reasons = list(dict.fromkeys(back["nodes"].values()))
         shown = ", ".join(reasons[:5]) + (", ..." if len(reasons) > 5 else "")
         pairs["put back"] = (
-            f"{len(back['nodes'])} nodes, for {shown}" if reasons else "nothing"
-        ) + f"; error {back['error_before']:.3g} to {back['error_after']:.3g}"
+            f"{len(back['nodes'])} nodes to float, for {shown}; error {back['error_before']:.3g} "
+            f"to {back['error_after']:.3g}"
+        )
     for one in spec.quantization["tries"]:
         pairs[f"limit {one['limit']:.2g}"] = (
             f"{one['nodes']} nodes in float, {one['points']:.2f} points of {one['metric']} on "

@@ -1,0 +1,331 @@
+"""``edgecv quantize`` from the file to the file: what is written, what is refused, what gates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import edgecv
+from edgecv.errors import CheckFailed, InputError, QuantizeError
+from edgecv.measure.ready import READY_MODEL
+from edgecv.onnxfile import read_metadata
+from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, read_spec, write_spec
+from edgecv.workflows import proof, putback
+from edgecv.workflows.quantize import quantize
+
+TARGET = "onnxruntime-x86"
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def untimed(monkeypatch):
+    """Fewer rounds than an interval needs: no gate by time, which these nets are too small for."""
+    monkeypatch.setattr(proof, "ROUNDS", 1)
+    monkeypatch.setattr(proof, "ROUND_SECONDS", 0.01)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """60 pictures of a few large areas, in two folders named after classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        path = folder / ("cat" if index % 2 else "dog") / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        small.resize((70, 64), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def done(pictures, tmp_path_factory):
+    """The ready model, quantized once for all that only look."""
+    path = tmp_path_factory.mktemp("done") / "int8.onnx"
+    html = path.with_suffix(".html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "ROUNDS", 1)
+        return quantize(
+            READY_MODEL, calibration=pictures, data=pictures, target=TARGET, html=html, output=path
+        )
+
+
+def classifier(path, weights, layers, classes=5):
+    """A file with a contract; ``layers`` are its nodes from ``x`` to ``y``, ``[1, classes]``."""
+    graph = helper.make_graph(
+        layers,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, classes])],
+        [
+            numpy_helper.from_array(np.asarray(array, np.float32), name)
+            for name, array in weights.items()
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    proto = onnx.shape_inference.infer_shapes(proto)
+    spec = ModelSpec(
+        name="net",
+        task="classify",
+        inputs=(TensorSpec("x", (1, 3, SIZE, SIZE)),),
+        outputs=(TensorSpec("y", (1, classes)),),
+        preparation=Preparation(SIZE, SIZE, fit="stretch"),
+        decoding=Decoding("logits"),
+        labels=tuple(f"class {i}" for i in range(classes)),
+        provenance={"opset": 18},
+    )
+    write_spec(proto.SerializeToString(), spec, path)
+    return path
+
+
+def node(kind, inputs, output, **options):
+    return helper.make_node(kind, inputs, [output], f"{output}/{kind}", **options)
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """One layer, whose classes differ by less than a step of its weights: nothing can be done."""
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((1, 3, SIZE, SIZE)) + rng.standard_normal((5, 3, SIZE, SIZE)) / 1e3
+    layers = [node("Conv", ["x", "w"], "c"), node("Flatten", ["c"], "y")]
+    return classifier(tmp_path / "tied.onnx", {"w": weight}, layers)
+
+
+def three_layers(path, factor):
+    """Channel 0 of the first layer is ``factor`` times the others and read as much less."""
+    rng = np.random.default_rng(4)
+    weights = {f"w{i}": rng.standard_normal((6, 6 if i else 3, 3, 3)) for i in range(3)}
+    weights["w0"][0] *= factor
+    weights["w1"][:, 0] /= factor
+    weights["fc"] = rng.standard_normal((5, 6))
+    weights["fb"] = np.zeros(5)
+    layers = []
+    for i in range(3):
+        source = f"r{i - 1}" if i else "x"
+        layers += [node("Conv", [source, f"w{i}"], f"c{i}"), node("Relu", [f"c{i}"], f"r{i}")]
+    layers += [
+        node("GlobalAveragePool", ["r2"], "p"),
+        node("Flatten", ["p"], "f"),
+        node("Gemm", ["f", "fc", "fb"], "y", transB=1),
+    ]
+    return classifier(path, weights, layers)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    return three_layers(tmp_path / "plain.onnx", 1)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """The tensor of the wide channel has to be float, as in test_sensitivity.py."""
+    return three_layers(tmp_path / "wide.onnx", 3000)
+
+
+def test_what_programs_rely_on(done):
+    data = json.loads(json.dumps(done.to_dict(), allow_nan=False))
+    assert {"path", "precision", "target", "opset", "size_bytes", "parity"} <= data.keys()
+    assert (data["precision"], data["target"]) == ("int8", TARGET)
+    assert {"max_abs", "max_rel", "cosine"} <= data["parity"].keys()
+    assert data["size_bytes"] == done.path.stat().st_size < READY_MODEL.stat().st_size / 3
+    own = data["proof"]
+    assert own["layers"][0]["sqnr_db"] == min(one["sqnr_db"] for one in own["layers"])
+    assert sum(one["operator"] == "Conv" for one in own["layers"]) == 52
+    assert own["integer_nodes"]["QLinearConv"] == 52
+
+
+def test_what_calibrates_is_not_scored(done):
+    """60 pictures, four fifths calibrate; the data set is the same folder."""
+    assert done.calibrated_on == 48
+    assert (done.proof.drop.metric, done.proof.drop.pictures, done.proof.pictures) == (
+        "top1", 12, 12,
+    )  # fmt: skip
+
+
+def test_copies_under_other_names_are_recognised(plain, pictures, tmp_path):
+    """All that calibrates is in the data set under another name, and left out."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for index, path in enumerate(sorted(pictures.rglob("*.png"))):
+        shutil.copy(path, data / f"copy{index}.png")
+    Image.new("RGB", (40, 40), (9, 200, 30)).save(data / "new.png")
+    warnings = []
+    result = quantize(
+        plain, calibration=pictures, data=data, target=TARGET,
+        output=tmp_path / "int8.onnx", warn=warnings.append,
+    )  # fmt: skip
+    assert result.proof.pictures == 61 - result.calibrated_on == 13
+    assert result.proof.drop.metric == "disagreement"
+    assert any("no labels were found" in text for text in warnings)
+
+
+def test_the_contract_in_the_file(done):
+    spec = read_spec(done.path)
+    assert (spec.precision, spec.target, spec.task) == ("int8", TARGET, "classify")
+    assert spec.quantization["calibration"] == {"pictures": 48, "seed": 0}
+    assert spec.quantization["proof"]["agreement"] == round(done.proof.agreement, 6)
+    assert edgecv.verify(done.path).passed
+
+
+def test_the_page_stands_alone(done):
+    page = done.path.with_suffix(".html").read_text()
+    assert "52 QLinearConv" in page
+    assert "Layers by error" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_pixels_in_answers_like_the_float_input(plain, pictures, tmp_path):
+    """The same integers but for the padding, which is made of pixels there."""
+    paths = [tmp_path / "floats.onnx", tmp_path / "pixels.onnx"]
+    for path in paths:
+        taken = path is paths[1]
+        quantize(plain, calibration=pictures, target=TARGET, pixels=taken, output=path)
+    assert read_spec(paths[1]).inputs[0].dtype == "uint8"
+    some = sorted(pictures.rglob("*.png"))
+    with edgecv.load(paths[0]) as floats, edgecv.load(paths[1]) as pixels:
+        same = [a.best.id == b.best.id for a, b in zip(pixels(some), floats(some), strict=True)]
+    assert np.mean(same) >= 0.95
+
+
+def test_the_same_bytes_twice(wide, pictures, tmp_path):
+    """But for the figures of the clock, which stand in the contract."""
+
+    def graph(name):
+        path = tmp_path / name
+        quantize(wide, calibration=pictures, target=TARGET, output=path)
+        proto = onnx.load(path)
+        del proto.metadata_props[:]
+        return proto.SerializeToString(deterministic=True), dict(read_spec(path).self_test)
+
+    assert graph("a.onnx") == graph("b.onnx")
+
+
+def test_layers_go_back_to_float_until_the_drop_fits(wide, pictures, tmp_path):
+    path = tmp_path / "out.onnx"
+    before = quantize(wide, calibration=pictures, target=TARGET, output=path, force=True)
+    assert before.proof.drop.points > 0
+    after = quantize(wide, calibration=pictures, target=TARGET, max_drop=0, output=path)
+    assert after.proof.drop.points == 0
+    back = after.spec.quantization["put_back"]
+    assert {"c0/Conv", "c1/Conv"} <= set(back["nodes"])
+    assert back["nodes"]["c0/Conv"] == "r0"  # the tensor with the wide channel
+    assert len(after.proof.readback.float_macs) >= 2  # and onnxruntime leaves them alone
+    assert after.proof.readback.integer  # something is left in integers
+    assert after.proof.pictures < before.proof.pictures  # those that decided do not prove
+
+
+def test_a_drop_that_nothing_helps_is_an_error(tied, pictures, tmp_path):
+    arguments = [tied, "--calibration", pictures, "--target", TARGET, "--max-drop", "0"]
+    command = [str(Path(sys.executable).parent / "edgecv"), "quantize", *map(str, arguments)]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert ran.returncode == 1, ran.stderr
+    assert "points of disagreement" in ran.stderr
+    assert list(folder.iterdir()) == []
+    result = quantize(
+        tied, calibration=pictures, target=TARGET, max_drop=0, force=True, output=folder / "f.onnx"
+    )
+    assert result.proof.drop.points > 0
+    assert result.path.is_file()
+
+
+def test_a_file_that_is_slower_is_an_error(wide, pictures, tmp_path, monkeypatch):
+    slow = proof.Latency(1.0, 2.0, proof.Interval(0.5, 0.4, 0.6))
+    monkeypatch.setattr(proof, "_latency", lambda *_: slow)
+    monkeypatch.setattr(proof, "runs_here", lambda _: True)
+    with pytest.raises(CheckFailed, match="not faster than its parent"):
+        quantize(wide, calibration=pictures, target=TARGET, output=tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_bad_pictures(wide, tmp_path):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    out = tmp_path / "out.onnx"
+    with pytest.raises(InputError, match="there are no pictures to calibrate on"):
+        quantize(wide, calibration=folder, target=TARGET, output=out)
+    Image.new("RGB", (30, 30), (200, 10, 60)).save(folder / "a.png")
+    warnings = []
+    result = quantize(wide, calibration=folder, target=TARGET, output=out, warn=warnings.append)
+    assert result.calibrated_on == result.proof.pictures == 1
+    assert any("below 32" in text for text in warnings)
+    assert any("proven on those that calibrated it" in text for text in warnings)
+    out.unlink()
+    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "c.png").write_bytes(b"no picture either")
+    with pytest.raises(InputError, match=r"[bc]\.png"):
+        quantize(wide, calibration=folder, target=TARGET, output=out)
+    assert not out.exists()
+
+
+def test_bad_files_and_names(done, wide, pictures, tmp_path):
+    def refused(error, match, model, **options):
+        with pytest.raises(error, match=match):
+            quantize(model, calibration=pictures, output=tmp_path / "out.onnx", **options)
+
+    refused(InputError, "is int8 already", done.path)
+    bare = tmp_path / "bare.onnx"
+    proto = onnx.load(wide)
+    del proto.metadata_props[:]
+    onnx.save(proto, bare)
+    assert not read_metadata(bare)
+    refused(edgecv.errors.EdgeCVError, "contract", bare)
+    refused(InputError, "there is no target 'tflite'", wide, target="tflite")
+    refused(QuantizeError, "no node of that name", wide, keep_float=["nothing"])
+    weight = np.ones((5, 3, SIZE, SIZE))
+    weight[2, 1, 0, 0] = np.nan
+    layers = [node("Conv", ["x", "w"], "c"), node("Flatten", ["c"], "y")]
+    broken = classifier(tmp_path / "nan.onnx", {"w": weight}, layers)
+    refused(edgecv.errors.ExportError, "NaN or infinite values", broken)
+    layers = [node("GlobalAveragePool", ["x"], "p"), node("Flatten", ["p"], "y")]
+    nothing = classifier(tmp_path / "nothing.onnx", {}, layers, classes=3)
+    refused(QuantizeError, "nothing to quantize", nothing)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_is_interrupted_leaves_nothing(wide, pictures, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def stop(what, number, total):
+        if what == "proving":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(wide, calibration=pictures, target=TARGET, output=folder / "o.onnx", progress=stop)
+    assert list(folder.iterdir()) == []
+
+
+def test_steps_end(wide, pictures, tmp_path, monkeypatch):
+    """With no step allowed the search gives back what it began with, and the gate closes."""
+    monkeypatch.setattr(putback, "STEPS", 0)
+    with pytest.raises(CheckFailed, match="more than --max-drop 0"):
+        quantize(wide, calibration=pictures, target=TARGET, max_drop=0, output=tmp_path / "o.onnx")
+
+
+def test_export_to_int8_is_export_and_quantize(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = edgecv.export(
+        "lenet5", weights="random", precision="int8", calibration=pictures, target=TARGET
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [f"lenet5-int8-{TARGET}.onnx"]
+    data = result.to_dict()
+    assert (data["precision"], data["target"]) == ("int8", TARGET)
+    assert {"proof", "weights", "nodes", "preparation"} <= data.keys()
+    assert data["size_bytes"] == (tmp_path / data["path"]).stat().st_size
+    assert read_spec(data["path"]).provenance["weights"]["origin"] == "random"
+    with pytest.raises(InputError, match="needs --calibration DIR"):
+        edgecv.export("lenet5", weights="random", precision="int8")
+    with pytest.raises(InputError, match="there is no target"):
+        edgecv.export(
+            "lenet5", weights="random", precision="int8", calibration=pictures, target="x"
+        )
