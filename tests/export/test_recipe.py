@@ -1,11 +1,13 @@
 """Recipes: the shipped ones, people's own, and every way to get one wrong."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from edgecv.errors import EdgeCVError, RecipeError
 from edgecv.export.recipe import InputOverrides, list_recipes, load_recipe, recipe_for
+from edgecv.export.sources import build
 
 GOOD = """
 summary = "mine"
@@ -108,3 +110,30 @@ def test_bad_label_files(tmp_path, content):
     labels.write_bytes(content.encode("latin-1"))
     with pytest.raises(EdgeCVError, match=r"l\.txt"):
         recipe_for("mobilenetv2", InputOverrides(labels=labels))
+
+
+@pytest.mark.parametrize(
+    ("library", "function", "name"),
+    [("timm", "create_model(model_name", "timm:net"), ("torchvision", "get_model(name", "torchvision:net")],
+)  # fmt: skip
+def test_models_of_timm_and_torchvision_are_built_by_their_own_functions(
+    tmp_path, monkeypatch, library, function, name
+):
+    """A stand-in with the library's signature: neither is among what the tests install."""
+    package = tmp_path / library
+    package.mkdir()
+    code = (
+        "from torch import nn\n"
+        f"def {function}, num_classes=1000, width=1):\n"
+        f"    assert {function.partition('(')[2]} == 'net'\n"
+        "    return nn.Linear(4 * width, num_classes)\n"
+    )
+    (package / "models.py").write_text(code)
+    (package / "__init__.py").write_text("from .models import *\nfrom . import models\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in (library, f"{library}.models"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    net = build(name, 7, {"width": 2}, tmp_path)
+    assert net.weight.shape == (7, 8)
+    for module in (library, f"{library}.models"):
+        sys.modules.pop(module, None)
