@@ -114,8 +114,11 @@ def test_bad_label_files(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("library", "function", "name"),
-    [("timm", "create_model(model_name", "timm:net"), ("torchvision", "get_model(name", "torchvision:net")],
-)  # fmt: skip
+    [
+        ("timm", "create_model(model_name", "timm:net"),
+        ("torchvision", "get_model(name", "torchvision:net"),
+    ],
+)
 def test_models_of_timm_and_torchvision_are_built_by_their_own_functions(
     tmp_path, monkeypatch, library, function, name
 ):
