@@ -68,12 +68,11 @@ def test_the_session_runs_offline_and_sees_a_cat(session):
 def test_the_runtimes_part_goes_on_from_the_session(session):
     folder, _ = session
     run(shell_block("runtimes"), folder)
-    assert (folder / "report.html").stat().st_size > 10_000
+    assert "openvino" in (folder / "report.html").read_text()
 
 
 def test_your_own_checkpoint_then_int8(reader):
     out = run(shell_block("yours"), reader)
-    assert "500" not in out or "passed" in out
     assert (reader / "mobilenetv2-fp16.onnx").is_file()
     out = run(shell_block("int8"), reader)
     assert "52 QLinearConv" in out
