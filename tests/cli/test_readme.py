@@ -72,7 +72,7 @@ def test_the_runtimes_part_goes_on_from_the_session(session):
 
 
 def test_your_own_checkpoint_then_int8(reader):
-    out = run(shell_block("yours"), reader)
+    run(shell_block("yours"), reader)
     assert (reader / "mobilenetv2-fp16.onnx").is_file()
     out = run(shell_block("int8"), reader)
     assert "52 QLinearConv" in out
