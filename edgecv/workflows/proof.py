@@ -30,6 +30,7 @@ from edgecv.workflows.stream import prepared_chunks
 
 COMPARED = 400  # pictures at most whose answers are compared one by one
 ROUNDS, ROUND_SECONDS = 12, 0.15  # of the interleaved latency, each side
+DISAGREEMENT = "disagreement"  # the metric where there are no labels
 METRICS = ("top1", "ap", "miou", "accuracy")  # a segmenter has the last as well
 
 
@@ -214,7 +215,7 @@ def _drop(
 ) -> Drop:
     """Points lost on labelled pictures; where there are none, points of disagreement."""
     if held.dataset is None:
-        return Drop("disagreement", (1 - float(np.mean(same))) * 100, len(same))
+        return Drop(DISAGREEMENT, (1 - float(np.mean(same))) * 100, len(same))
     options: dict[str, Any] = {"backend": backend, "leave_out": held.leave_out}
     before, after = (
         evaluate(path, held.dataset, progress=progress, **options).to_dict()

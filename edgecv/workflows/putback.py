@@ -31,16 +31,25 @@ class Try:
 
 
 def judges_of(
-    spec: ModelSpec, calibration: Path, rest: list[Path], drawn: list[Path], warn: Warn
+    spec: ModelSpec,
+    calibration: Path,
+    rest: list[Path],
+    drawn: list[Path],
+    scored: bool,
+    warn: Warn,
 ) -> HeldOut:
     """Pictures of the folder ``calibration`` that decide what is put back: every second one of
-    ``rest``, so that a proof on the others has not been decided by them."""
+    ``rest``, so that a proof on the others has not been decided by them.
+
+    ``scored``: the proof is a score by labels; then the judges are too, where the folder has
+    labels. Otherwise both count disagreement, of which a score sees a part only.
+    """
     pictures = rest[::2][:JUDGES]
     if not pictures:
         warn("no picture is left to decide what is put back to float: those that calibrated do it")
         return HeldOut(drawn)
     try:
-        labelled = spec.task != "embed" and bool(labelled_pictures(spec, calibration))
+        labelled = scored and spec.task != "embed" and bool(labelled_pictures(spec, calibration))
     except InputError:
         labelled = False
     if not labelled:

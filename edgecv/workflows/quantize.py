@@ -27,7 +27,7 @@ from edgecv.quantize.sensitivity import error_for
 from edgecv.quantize.targets import MAC, Policy, policy_for
 from edgecv.spec import ModelSpec, TensorSpec, read_spec, write_spec
 from edgecv.workflows.heldout import Seen, Warn, held_out
-from edgecv.workflows.proof import Proof, float_summary, judge, machine_target, prove
+from edgecv.workflows.proof import DISAGREEMENT, Proof, float_summary, judge, machine_target, prove
 from edgecv.workflows.putback import Try, judges_of, put_back_until
 from edgecv.workflows.stream import prepared_chunks
 
@@ -127,7 +127,8 @@ def quantize(
         proof = proven(done, Seen(drawn))
         tries: list[Try] = []
         if max_drop is not None and proof.drop.points > max_drop:
-            judges = judges_of(parent, Path(calibration), rest, drawn, warn)
+            scored = proof.drop.metric != DISAGREEMENT
+            judges = judges_of(parent, Path(calibration), rest, drawn, scored, warn)
             found, tries = put_back_until(
                 quantizer,
                 done,

@@ -222,6 +222,18 @@ def test_layers_go_back_to_float_until_the_drop_fits(wide, pictures, tmp_path):
     assert after.proof.pictures < before.proof.pictures  # those that decided do not prove
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_judges_count_what_the_proof_counts(pictures, scored):
+    """The folder has labels in both cases: a proof without a score is not judged by them."""
+    found = sorted(pictures.rglob("*.png"))
+    spec = read_spec(READY_MODEL)
+    judges = putback.judges_of(spec, pictures, found[:20], found[20:], scored, print)
+    assert judges.pictures == found[:20:2]
+    assert (judges.dataset == pictures) is scored
+    if scored:
+        assert [path for path in found if not judges.leave_out(path)] == judges.pictures
+
+
 def test_a_drop_that_nothing_helps_is_an_error(tied, pictures, tmp_path):
     arguments = [tied, "--calibration", pictures, "--target", TARGET, "--max-drop", "0"]
     command = [str(Path(sys.executable).parent / "edgecv"), "quantize", *map(str, arguments)]
