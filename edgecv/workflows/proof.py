@@ -215,15 +215,20 @@ def _drop(
 ) -> Drop:
     """Points lost on labelled pictures; where there are none, points of disagreement."""
     if held.dataset is None:
-        return Drop(DISAGREEMENT, (1 - float(np.mean(same))) * 100, len(same))
+        return Drop(DISAGREEMENT, points_of(1 - float(np.mean(same))), len(same))
     options: dict[str, Any] = {"backend": backend, "leave_out": held.leave_out}
     before, after = (
         evaluate(path, held.dataset, progress=progress, **options).to_dict()
         for path in (parent, candidate)
     )
     metric = next(name for name in METRICS if before.get(name) is not None)
-    points = (before[metric] - after[metric]) * 100
+    points = points_of(before[metric] - after[metric])
     return Drop(metric, points, before["count"], before[metric], after[metric])
+
+
+def points_of(share: float) -> float:
+    """``share`` in points; 2 of 200 are 1 point, and not the last bit more, which a gate sees."""
+    return round(share * 100, 9)
 
 
 def _latency(parent: Path, candidate: Path, backend: str) -> Latency:

@@ -234,6 +234,11 @@ def test_judges_count_what_the_proof_counts(pictures, scored):
         assert [path for path in found if not judges.leave_out(path)] == judges.pictures
 
 
+def test_a_drop_of_just_the_limit_is_no_more_than_it():
+    assert (1 - 198 / 200) * 100 > 1  # in binary
+    assert proof.points_of(1 - 198 / 200) == 1
+
+
 def test_a_drop_that_nothing_helps_is_an_error(tied, pictures, tmp_path):
     arguments = [tied, "--calibration", pictures, "--target", TARGET, "--max-drop", "0"]
     command = [str(Path(sys.executable).parent / "edgecv"), "quantize", *map(str, arguments)]
