@@ -60,8 +60,8 @@ class Search:
     batches: Batches
     error: Error = relative_error
     ranges: bool = True
-    # YOLOX-Nano, AP of FP32 and times its speed: 0.15 94% 1.32, 0.09 95% 1.29, 0.06 101% 1.24; all on
-    # the split on which the limit was chosen. On other pictures, once: 0.06 95% 1.41.
+    # YOLOX-Nano, AP of FP32 and times its speed: 0.15 94% 1.32, 0.09 95% 1.29, 0.06 101% 1.24; all
+    # on the split on which the limit was chosen. On other pictures, once: 0.06 95% 1.41.
     limit: float = 0.06
 
 
