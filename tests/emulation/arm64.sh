@@ -19,7 +19,7 @@ binfmt=/proc/sys/fs/binfmt_misc
 [ -e $binfmt/qemu-aarch64 ] || update-binfmts --enable qemu-aarch64
 
 inside() { # runs a command in the root, as the processor $QEMU_CPU
-    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 PYTHONPATH=/work/site \
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 PYTHONPATH=/edgecv/site \
         QEMU_CPU="${QEMU_CPU:-cortex-a72}" DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"
 }
 
@@ -38,23 +38,23 @@ fi
 
 # Wheels for the processor there are unpacked here: pip itself takes a quarter of an hour under QEMU.
 # NumPy and Pillow stay Debian's (1.24 and 9.4), as on the device.
-rm -rf "$root/work" && mkdir -p "$root/work/wheels"
-python3 -m pip wheel -q --no-deps ${PIP_ARGS:-} -w "$root/work/wheels" "$here"
-python3 -m pip install -q ${PIP_ARGS:-} --target "$root/work/site" --no-compile \
+rm -rf "$root/edgecv" && mkdir -p "$root/edgecv/wheels"
+python3 -m pip wheel -q --no-deps ${PIP_ARGS:-} -w "$root/edgecv/wheels" "$here"
+python3 -m pip install -q ${PIP_ARGS:-} --target "$root/edgecv/site" --no-compile \
     --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 --abi abi3 \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
     --platform manylinux2014_aarch64 --platform manylinux_2_17_aarch64 \
-    "$root"/work/wheels/edgecv-*.whl 'onnxruntime>=1.17.3' 'pytest>=8.2' pytest-timeout
-rm -rf "$root"/work/site/{numpy,numpy.libs,numpy-*,PIL,pillow.libs,pillow-*}
-cp -r "$here"/{tests,runtimes,pyproject.toml,constraints.txt} "$root/work/"
+    "$root"/edgecv/wheels/edgecv-*.whl 'onnxruntime>=1.17.3' 'pytest>=8.2' pytest-timeout
+rm -rf "$root"/edgecv/site/{numpy,numpy.libs,numpy-*,PIL,pillow.libs,pillow-*}
+cp -r "$here"/{tests,runtimes,pyproject.toml,constraints.txt} "$root/edgecv/"
 inside python3 -c "import numpy, onnxruntime, platform
 print(platform.machine(), 'numpy', numpy.__version__, 'onnxruntime', onnxruntime.__version__)"
 
 for cpu in $cpus; do
     echo "== $tests as $cpu"
-    QEMU_CPU=$cpu inside sh -c "cd /work && python3 -m pytest -p no:cacheprovider $tests"
+    QEMU_CPU=$cpu inside sh -c "cd /edgecv && python3 -m pytest -p no:cacheprovider $tests"
     echo "== the sample app as $cpu"
-    QEMU_CPU=$cpu inside sh -c "cd /work && mkdir -p pictures && python3 -c \"
+    QEMU_CPU=$cpu inside sh -c "cd /edgecv && mkdir -p pictures && python3 -c \"
 from PIL import Image; Image.linear_gradient('L').convert('RGB').save('pictures/p.png')\" &&
         python3 runtimes/app.py \
             \$(python3 -c 'from edgecv.measure.ready import *; print(READY_MODEL)') \
