@@ -43,7 +43,7 @@ def command(
             "outputs": ", ".join(f"{t.name} {list(t.shape)}" for t in spec.outputs),
             "decoding": spec.decoding.kind,
             "labels": f"{len(spec.labels)}: {shown}" if spec.labels else "none",
-            "file": f"{result.size_bytes:,} bytes, opset {result.header.opset}, {spec.precision}",
+            "file": f"{result.size_bytes:,} bytes, opset {result.graph.opset}, {spec.precision}",
         }
     )
     if "AGPL" in result.licence:

@@ -33,8 +33,8 @@ from edgecv.measure.compare import (
     worst,
 )
 from edgecv.measure.layers import Divergence, LayerError, first_divergence, rank_layers
-from edgecv.measure.onnxgraph import read_graph
 from edgecv.model import Model, load
+from edgecv.onnxgraph import read_graph
 from edgecv.preprocess import open_picture, prepare, stack
 from edgecv.progress import Progress, silent
 from edgecv.results import Placement, Result
