@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from edgecv.errors import BackendUnavailable, RuntimeFailure
-from edgecv.onnxgraph import read_graph
+from edgecv.onnxgraph import read_ends
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
 from edgecv.spec import TensorSpec
 
@@ -100,9 +100,9 @@ class OvBackend(Backend):
         self._idle: deque[Any] = deque()  # infer requests; append and pop are atomic
         self._bound: deque[_Binding] = deque()  # those of run_into
         # a port answers to several names, those of casts and folded nodes beside it among them
-        graph = read_graph(self.path)
-        inputs = tuple(_tensor(port, graph.inputs) for port in compiled.inputs)
-        outputs = tuple(_tensor(port, graph.outputs) for port in compiled.outputs)
+        taken, given = read_ends(self.path)
+        inputs = tuple(_tensor(port, taken) for port in compiled.inputs)
+        outputs = tuple(_tensor(port, given) for port in compiled.outputs)
         self._ports = {tensor.name: index for index, tensor in enumerate(inputs)}
         self._results = {tensor.name: index for index, tensor in enumerate(outputs)}
         threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == "CPU" else 0
