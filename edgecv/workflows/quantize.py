@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from edgecv.quantize.run import Array, Batches
 from edgecv.quantize.sensitivity import error_for
 from edgecv.quantize.targets import MAC, Policy, policy_for
 from edgecv.spec import ModelSpec, TensorSpec, read_spec, write_spec
-from edgecv.workflows.heldout import Seen, Warn, held_out
-from edgecv.workflows.proof import DISAGREEMENT, Proof, Prover, float_summary, machine_target
+from edgecv.workflows.heldout import HeldOut, Seen, Warn, held_out
+from edgecv.workflows.proof import DISAGREEMENT, Drop, Proof, Prover, float_summary, machine_target
 from edgecv.workflows.putback import Try, judges_of, put_back_until
 from edgecv.workflows.stream import prepared_chunks
 
@@ -114,34 +115,22 @@ def quantize(
         Prover(source, policy, progress) as prover,
     ):
         draft = Path(folder) / path.name
-
-        def written(done: Quantized) -> ModelSpec:
-            spec = _contract(parent, policy, ready, done, drawn, seed)
-            write_spec(_bytes(done), spec, draft)
-            return spec
-
-        def proven(done: Quantized, seen: Seen) -> Proof:
-            held = held_out(parent, data, rest, drawn, seen, warn)
-            return prover.prove(draft, held, quantizer.layers(done))
-
+        job = _Job(source, parent, policy, ready, quantizer, drawn, seed, prover, draft)
         done = quantizer.quantize()
-        spec = written(done)
-        proof = proven(done, Seen(drawn))
+        spec = job.write(done)
+        proof = job.prove(held_out(parent, data, rest, drawn, Seen(drawn), warn), done)
         tries: list[Try] = []
         if max_drop is not None and proof.drop.points > max_drop:
             scored = proof.drop.metric != DISAGREEMENT
             judges = judges_of(parent, Path(calibration), rest, drawn, scored, warn)
-            found, tries = put_back_until(
-                quantizer,
-                done,
-                max_drop,
-                lambda one: (written(one), prover.judge(draft, judges))[1],
-            )
-            spec = written(found)
-            if found is not done:
+            found, tries = put_back_until(quantizer, done, max_drop, partial(job.judge, judges))
+            spec = job.write(found)
+            if found is not done:  # those who decided are no proof
                 asked = {p for half in judges for p in half.pictures if p in rest}
-                rest = [p for p in rest if p not in asked]
-                proof, done = proven(found, Seen([*drawn, *asked])), found
+                left = [p for p in rest if p not in asked]
+                seen = Seen([*drawn, *asked])
+                proof = job.prove(held_out(parent, data, left, drawn, seen, warn), found)
+                done = found
         spec = replace(
             spec, quantization={**spec.quantization, "tries": [one.to_dict() for one in tries]}
         )
@@ -156,6 +145,35 @@ def quantize(
                 quantization_page(str(path.name), summary(result), result.to_dict()).encode()
             )
     return result
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One file on its way to integers: each copy is written, as the draft, and looked at."""
+
+    source: Path
+    parent: ModelSpec
+    policy: Policy
+    ready: Prepared
+    quantizer: Quantizer
+    drawn: Sequence[Path]
+    seed: int
+    prover: Prover
+    draft: Path
+
+    def write(self, done: Quantized) -> ModelSpec:
+        spec = _contract(self.parent, self.policy, self.ready, done, self.drawn, self.seed)
+        write_spec(_bytes(done), spec, self.draft)
+        return spec
+
+    def prove(self, held: HeldOut, done: Quantized) -> Proof:
+        """The proof of ``done``, which is the draft."""
+        return self.prover.prove(self.draft, held, self.quantizer.layers(done))
+
+    def judge(self, judges: Sequence[HeldOut], done: Quantized) -> Drop:
+        """Write ``done``, and ask ``judges``."""
+        self.write(done)
+        return self.prover.judge(self.draft, judges)
 
 
 def _check_floats(ready: Prepared, done: Quantized, proof: Proof, warn: Warn) -> None:
