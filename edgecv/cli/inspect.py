@@ -39,7 +39,7 @@ def command(
         "made with": ", ".join(f"{k} {v}" for k, v in spec.provenance.get("tools", {}).items()),
         "contract": f"version {spec.version}, readers from {spec.min_reader}",
     }
-    if spec.parity:
+    if "max_rel" in spec.parity:  # a file that was adopted has been compared with nothing
         pairs["parity"] = (
             f"max_rel {spec.parity['max_rel']:.1e}, cosine {spec.parity['cosine']:.9f}, "
             f"{spec.parity['reference']} against {spec.parity['runtime']}"
