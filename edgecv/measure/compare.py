@@ -27,6 +27,8 @@ INT8_SOURCES = 3  # of noise in one layer's output: its input, its weights, its 
 # Of an FP16 file against its float parent: see fp16_max_rel
 FP16_SOURCES = 2  # of rounding in one layer: its weights, and the values that it gives
 SIGMAS = 4.0  # of 1,000 outputs one in 16 times has one that far off by chance
+DRAWS = 4  # of roundings, whose largest effect is the condition
+EXTREMES = 2.0  # between the furthest outputs of two draws, where noise is heavy-tailed: see there
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul")
 
 
@@ -40,18 +42,21 @@ def fp16_max_rel(condition: float, layers: int) -> float:
 
     Rounding to nearest is uniform noise, of standard deviation u / sqrt(3) where u is the unit
     roundoff 2^-11. A layer rounds its weights and the values that it gives, independently of the
-    others, so that ``layers`` layers leave ``u * sqrt(2 layers / 3)`` of the largest output, times
-    ``condition``: by how much the output moves, relative to its largest value, per relative change
-    of the input, measured on the model itself (:func:`condition_of`). The largest of all outputs
-    lies up to :data:`SIGMAS` of that off.
+    others, so that ``layers`` layers leave ``u * sqrt(2 layers / 3)`` of the largest output. The
+    largest of all outputs lies up to :data:`SIGMAS` of that off where noise is normal. A detector's
+    is not: a few of its 300,000 outputs move 100 times as far as most. There the measure is
+    ``condition``, how far the furthest output moves, relative to the largest, per relative change of
+    the input, taken on the model itself (:func:`condition_of`), times :data:`EXTREMES`.
 
     Measured, as a share of the bound, the worst of 5 seeded pictures: MobileNetV2 with ImageNet's
     weights 63%, MobileFaceNet 61%, MobileNetV2 with CIFAR-10's 33%, nets of random weights
     (LeNet-5, MobileNetV1 to V3, ResNet-18 and 34, U-Net) 2 to 10%: their noise averages out. What
     trained nets amplify inside, the condition at the input does not see, hence no tighter bound.
+    YOLOX-Nano on 6 photographs: the noise, root mean square, is 0.6 to 1.35 times what the input's
+    predicts, so the model of it is right; the furthest output 0.5 to 1.8 times, hence EXTREMES.
     """
     noise = UNIT_ROUNDOFF["fp16"] * math.sqrt(FP16_SOURCES * layers / 3)
-    return SIGMAS * noise * condition
+    return max(SIGMAS, EXTREMES * condition) * noise
 
 
 def int8_min_sqnr(layers: int) -> float:
@@ -68,14 +73,18 @@ def condition_of(
     run: Callable[[NDArray[np.floating]], Mapping[str, NDArray[np.generic]]],
     batch: NDArray[np.floating],
 ) -> float:
-    """How much ``run`` amplifies a relative rounding of its input to 11 bits: max_rel over it.
+    """How much ``run`` amplifies a relative rounding of its input to 11 bits: max_rel over it, the
+    largest of :data:`DRAWS`.
 
     At least 1: no net is trusted to damp every rounding inside it.
     """
-    step = UNIT_ROUNDOFF["fp16"]
-    signs = np.random.default_rng(0).choice(np.asarray([-1.0, 1.0]), batch.shape)
-    moved = (batch * (1 + step * signs)).astype(batch.dtype)
-    return max(1.0, compare(run(moved), run(batch)).max_rel / step)
+    step, rng, still = UNIT_ROUNDOFF["fp16"], np.random.default_rng(0), run(batch)
+    found = 1.0
+    for _ in range(DRAWS):
+        signs = rng.choice(np.asarray([-1.0, 1.0]), batch.shape)
+        moved = (batch * (1 + step * signs)).astype(batch.dtype)
+        found = max(found, compare(run(moved), still).max_rel / step)
+    return found
 
 
 @dataclass(frozen=True)
