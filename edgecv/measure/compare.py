@@ -45,8 +45,8 @@ def fp16_max_rel(condition: float, layers: int) -> float:
     others, so that ``layers`` layers leave ``u * sqrt(2 layers / 3)`` of the largest output. The
     largest of all outputs lies up to :data:`SIGMAS` of that off where noise is normal. A detector's
     is not: a few of its 300,000 outputs move 100 times as far as most. There the measure is
-    ``condition``, how far the furthest output moves, relative to the largest, per relative change of
-    the input, taken on the model itself (:func:`condition_of`), times :data:`EXTREMES`.
+    ``condition``, how far the furthest output moves, relative to the largest, per relative change
+    of the input, taken on the model itself (:func:`condition_of`), times :data:`EXTREMES`.
 
     Measured, as a share of the bound, the worst of 5 seeded pictures: MobileNetV2 with ImageNet's
     weights 63%, MobileFaceNet 61%, MobileNetV2 with CIFAR-10's 33%, nets of random weights
