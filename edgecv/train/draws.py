@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Inside, the CPU's global generator goes on from a draw of ``generator``; then it is as before.
+    """Inside, the CPU's global generator goes on from a draw of ``generator``; then as before.
 
     The generators of GPUs are left alone: ``torch.manual_seed`` would seed those too.
     """

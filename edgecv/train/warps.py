@@ -10,7 +10,7 @@ from kornia.geometry.transform import warp_perspective
 from torch import Tensor
 
 
-class ReflectedPerspective(RandomPerspective):
+class ReflectedPerspective(RandomPerspective):  # type: ignore[misc]
     """kornia's random perspective with the picture reflected at its border."""
 
     def apply_transform(
@@ -32,7 +32,7 @@ def elastic(
     """Local warping (Simard et al., "Best Practices for Convolutional Neural Networks", ICDAR 2003)
     by ``displacement`` pixels, root mean square, smoothed by a Gaussian of ``smooth`` pixels.
 
-    Even noise from -1 to 1 has sigma ``1 / sqrt(3)``, and the Gaussian leaves ``1 / (2 s sqrt(pi))``
+    Even noise from -1 to 1 has sigma ``1 / sqrt(3)``; the Gaussian leaves ``1 / (2 s sqrt(pi))``
     of it; kornia's alpha counts half sides.
     """
     left = 1 / (math.sqrt(3) * 2 * smooth * math.sqrt(math.pi))
