@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from edgecv.errors import InputError, RecipeError
+from edgecv.spec import Preparation
 from edgecv.train.draws import seeded
 from edgecv.train.lighting import ColorStatistics, shift_colors
 from edgecv.train.mix import mix
+from edgecv.train.pixels import normalize, standardize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,14 +63,12 @@ class AugmentSettings:
             high = 1.0 if field.name in _UNIT else _LIMITS.get(field.name, math.inf)
             if not (low <= value <= high and math.isfinite(value)):
                 wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-                raise RecipeError(
-                    f"train.augment.{field.name}: expected a number {wanted}, got {value}"
-                )
+                raise RecipeError(f"{field.name}: expected a number {wanted}, got {value}")
         if self.crop == 1:
-            raise RecipeError("train.augment.crop: 1 leaves nothing of a picture; try 0.92 or less")
+            raise RecipeError("crop: 1 leaves nothing of a picture; try 0.92 or less")
         if self.elastic and self.elastic_smooth < 0.5:
             raise RecipeError(
-                f"train.augment.elastic_smooth: expected at least 0.5 pixels, got "
+                f"elastic_smooth: expected at least 0.5 pixels, got "
                 f"{self.elastic_smooth:g}; less moves neighbours independently"
             )
 
@@ -104,9 +104,15 @@ class Augmenter:
         self.classes = classes
         self._stages: dict[tuple[int, int], list[nn.Module]] = {}
 
+    @classmethod
+    def of(cls, settings: AugmentSettings, pixels: Tensor, classes: int = 0) -> Augmenter:
+        """With what ``settings`` need to know of the training pictures ``pixels`` ``[N, H, W, 3]``."""
+        statistics = ColorStatistics.of(pixels) if settings.pca else None
+        return cls(settings, statistics=statistics, classes=classes)
+
     def __call__(
-        self, pixels: Tensor, labels: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
+        self, pixels: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """uint8 ``[n, H, W, 3]`` to float ``[n, 3, H, W]`` of 0 to 1, each picture its own draw.
 
         ``labels`` int64 ``[n]`` come back as they are, or as float shares ``[n, classes]`` where
@@ -125,9 +131,23 @@ class Augmenter:
             assert self.statistics is not None
             x = shift_colors(x, self.statistics, s.pca, generator)
         x = x.clamp(0, 1)
-        if s.mixes and labels is not None:
+        if s.mixes:
             return mix(x, labels, self.classes, s.mixup, s.cutmix, generator)
         return x, labels
+
+    def inputs(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        preparation: Preparation,
+    ) -> tuple[Tensor, Tensor]:
+        """As a call, with the net's numbers for pictures; where nothing is on, just those."""
+        if self.settings == AugmentSettings():
+            return normalize(pixels, preparation), labels
+        x, targets = self(pixels, labels, generator)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return standardize(x * 255, preparation), targets
 
 
 def _stages(s: AugmentSettings, height: int, width: int) -> list[nn.Module]:

@@ -16,9 +16,8 @@ from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.byclass import by_class, check_classes
 from edgecv.train.data import LabelledPictures, class_names, load_pictures, split
 from edgecv.train.job import Job, Prepared
-from edgecv.train.lighting import ColorStatistics
 from edgecv.train.metric import MetricSettings, embedder_of, learner, make_loss
-from edgecv.train.pixels import normalize, normalize_shares, shift_and_flip
+from edgecv.train.pixels import normalize, shift_and_flip
 from edgecv.train.settings import at_least
 from edgecv.train.task import Batch, device_of
 from edgecv.train.verification import draw_pairs, verification
@@ -71,8 +70,7 @@ class EmbeddingTask:
         self.pictures, self.held_out = pictures, held_out
         self.preparation, self.settings, self.metric_settings = preparation, settings, metric
         self.normalized = normalize
-        statistics = ColorStatistics.of(pictures.pixels) if augment.pca else None
-        self.augmenter = Augmenter(augment, statistics=statistics)
+        self.augmenter = Augmenter.of(augment, pictures.pixels)
         self.measure = make_loss(metric, normalize=normalize)
         self.pairs = draw_pairs(held_out.labels, held_out.classes, metric.pairs, seed)
 
@@ -100,9 +98,8 @@ class EmbeddingTask:
             )
         s = self.settings
         pixels = shift_and_flip(self.pictures.pixels[index], s.shift, s.flip, generator)
-        shares, _ = self.augmenter(pixels, None, generator)
-        inputs = normalize_shares(shares[part], self.preparation)
-        return Batch(inputs, labels[part], len(labels[part]) / len(labels))
+        inputs, _ = self.augmenter.inputs(pixels, labels, generator, self.preparation)
+        return Batch(inputs[part], labels[part], len(labels[part]) / len(labels))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.measure(outputs, targets)
