@@ -106,7 +106,7 @@ class Augmenter:
 
     @classmethod
     def of(cls, settings: AugmentSettings, pixels: Tensor, classes: int = 0) -> Augmenter:
-        """With what ``settings`` need to know of the training pictures ``pixels`` ``[N, H, W, 3]``."""
+        """With what ``settings`` need to know of the training pictures, uint8 ``[N, H, W, 3]``."""
         statistics = ColorStatistics.of(pixels) if settings.pca else None
         return cls(settings, statistics=statistics, classes=classes)
 

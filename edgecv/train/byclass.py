@@ -40,7 +40,7 @@ def by_class(labels: Tensor, per_batch: int, per_class: int, generator: torch.Ge
     different. Classes come round equally often however unequal they are; a class' samples are all
     seen before one is seen again, but for the rest that fills no block.
     """
-    queues = [torch.nonzero(labels == c)[:, 0] for c in labels.unique()]
+    queues = [torch.nonzero(labels == c)[:, 0] for c in torch.unique(labels)]
     members, taken = list(queues), [len(q) for q in queues]  # used up: shuffled when first needed
     batches = max(1, len(labels) // (per_batch * per_class))
     blocks: list[Tensor] = []

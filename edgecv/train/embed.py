@@ -14,7 +14,7 @@ from edgecv.models.siamese import Siamese
 from edgecv.spec import Preparation
 from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.byclass import by_class, check_classes
-from edgecv.train.data import LabelledPictures, class_names, load_pictures, split
+from edgecv.train.data import LabelledPictures, load_pictures, split
 from edgecv.train.job import Job, Prepared
 from edgecv.train.metric import MetricSettings, embedder_of, learner, make_loss
 from edgecv.train.pixels import normalize, shift_and_flip
@@ -90,7 +90,7 @@ class EmbeddingTask:
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
         labels = self.pictures.labels[index]
-        kinds, counts = labels[part].unique(return_counts=True)
+        kinds, counts = torch.unique(labels[part], return_counts=True)
         if len(kinds) < 2 or int(counts.min()) < 2:
             raise InputError(
                 f"each process gets {len(labels[part])} of a batch of {len(index)} pictures, too "
