@@ -90,16 +90,20 @@ class EmbeddingTask:
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
         labels = self.pictures.labels[index]
-        kinds, counts = torch.unique(labels[part], return_counts=True)
-        if len(kinds) < 2 or int(counts.min()) < 2:
-            raise InputError(
-                f"each process gets {len(labels[part])} of a batch of {len(index)} pictures, too "
-                f"few for two classes of two: raise batch, or start fewer processes"
-            )
+        self._check_part(labels[part], len(labels))
         s = self.settings
         pixels = shift_and_flip(self.pictures.pixels[index], s.shift, s.flip, generator)
         inputs, _ = self.augmenter.inputs(pixels, labels, generator, self.preparation)
         return Batch(inputs[part], labels[part], len(labels[part]) / len(labels))
+
+    def _check_part(self, labels: Tensor, whole: int) -> None:
+        """A process compares the pictures of its own part of a batch."""
+        kinds, counts = torch.unique(labels, return_counts=True)
+        if len(labels) < whole and (len(kinds) < 2 or int(counts.min()) < 2):
+            raise InputError(
+                f"each process gets {len(labels)} of a batch of {whole} pictures, which are not "
+                f"two of two classes: raise batch, or start fewer processes"
+            )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.measure(outputs, targets)
@@ -146,7 +150,7 @@ def prepare(job: Job) -> Prepared:
         normalize=bool(job.decoding.options.get("normalize", False)),
         seed=job.seed,
     )
-    return Prepared(task, job.labels, task.learner)
+    return Prepared(task, job.labels, task.learner, pictures.classes)
 
 
 def _read(job: Job, metric: MetricSettings) -> tuple[LabelledPictures, LabelledPictures]:

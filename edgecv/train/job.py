@@ -92,7 +92,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task with its data read. ``labels`` are the net's classes, in order.
+    """A task with its data read. ``labels`` are the net's classes, in order, and ``classes`` what
+    the numbers among the task's targets mean, where that is something else.
 
     ``learner`` gives the net the parts that only its loss needs; what it returns is trained, and
     the net in it is the result.
@@ -101,6 +102,7 @@ class Prepared:
     task: Task
     labels: tuple[str, ...]
     learner: Callable[[nn.Module], nn.Module] = lambda net: net
+    classes: tuple[str, ...] = ()
 
 
 def distribute(
