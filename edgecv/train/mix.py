@@ -67,5 +67,10 @@ def _patches(
 
 
 def _beta(alpha: float, n: int, generator: torch.Generator) -> Tensor:
+    """The larger of a draw of Beta(alpha, alpha) and its rest: each picture stays mostly itself.
+
+    The pairs are the same ones either way, and so every picture of an epoch is seen.
+    """
     with seeded(generator):
-        return torch.distributions.Beta(alpha, alpha).sample((n,))
+        share = torch.distributions.Beta(alpha, alpha).sample((n,))
+    return torch.maximum(share, 1 - share)

@@ -63,7 +63,10 @@ def preview_recipe(
     classes = prepared.classes or prepared.labels
     generator = torch.Generator().manual_seed(config.seed)
     index = _of_different_classes(prepared.task, generator)
-    columns = [(prepared.task.plain(index), None)]
+    labels = _labels(prepared.task)
+    columns: list[tuple[Tensor, Any]] = [
+        (prepared.task.plain(index), None if labels is None else labels[index])
+    ]
     for _ in range(COLUMNS):
         batch = prepared.task.draw(index, slice(None), generator)
         columns.append((batch.inputs, batch.targets))
@@ -83,8 +86,7 @@ def _of_different_classes(task: Task, generator: torch.Generator) -> Tensor:
     """:data:`ROWS` samples: one of each class first, where the task's targets are classes."""
     order = task.order(generator)[:SEARCHED]
     rows = min(ROWS, len(order))
-    pictures = getattr(task, "pictures", None)
-    labels = getattr(pictures, "labels", None)
+    labels = _labels(task)
     if labels is None:
         return order[:rows]
     seen: dict[int, int] = {}
@@ -93,6 +95,12 @@ def _of_different_classes(task: Task, generator: torch.Generator) -> Tensor:
     first = list(seen.values())[:rows]
     others = [i for i in range(len(order)) if i not in first]
     return order[sorted(first) + others[: rows - len(first)]]
+
+
+def _labels(task: Task) -> Tensor | None:
+    """int64 ``[N]``, of a task that learns from one label a picture."""
+    labels = getattr(getattr(task, "pictures", None), "labels", None)
+    return labels if isinstance(labels, Tensor) else None
 
 
 def _picture(x: Tensor, preparation: Preparation) -> Image.Image:
