@@ -40,7 +40,7 @@ class AugmentSettings:
     hflip: float = 0.0  # probability of a horizontal flip
     vflip: float = 0.0  # probability of a vertical flip
     crop: float = 0.0  # share of the area that a random resized crop may cut off; Inception: 0.92
-    crop_aspect: float = 4 / 3  # that crop's width / height lies from 1 / this to this
+    crop_aspect: float = 4 / 3  # that crop's aspect, from 1 / this to this times the picture's
     rotation: float = 0.0  # degrees, up to, either way
     shear: float = 0.0  # degrees, up to, along x and y, either way
     perspective: float = 0.0  # how far a corner moves in, up to: share of half the picture's side
@@ -168,7 +168,8 @@ def _stages(s: AugmentSettings, height: int, width: int) -> list[nn.Module]:
     p = s.probability
     stages: list[nn.Module] = []
     if s.crop:
-        aspect = (1 / s.crop_aspect, s.crop_aspect)
+        own = width / height
+        aspect = (own / s.crop_aspect, own * s.crop_aspect)
         scale = (1 - s.crop, 1.0)
         stages.append(k.RandomResizedCrop((height, width), scale, aspect, cropping_mode="resample"))
     if s.hflip:
