@@ -1,7 +1,10 @@
 """An embedding net on the trunk of any classifier of the zoo.
 
 As in Schroff et al., "FaceNet", CVPR 2015, arXiv:1503.03832: the pooled last map, one linear layer,
-and vectors of length 1, to which the contract's decoding scales them (``normalize``).
+and vectors of length 1, to which the contract's decoding scales them (``normalize``). Between the
+two is a BatchNorm, as behind the embeddings of arXiv:1801.07698 (ArcFace): pooled maps are
+positive, so a fresh net's vectors all point one way, and triplets let them collapse there (on
+CIFAR-10, a loss equal to the margin and an AUC of 0.51 after two epochs, however they are mined).
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ class Embedder(nn.Module):
         self.trunk = Trunk(trunk, options)
         self.sizes = self.trunk.sizes
         self.embedding = nn.Linear(self.trunk.channels, dimensions)
+        self.norm = nn.BatchNorm1d(dimensions)
 
     def forward(self, x: Tensor) -> Tensor:
-        vectors: Tensor = self.embedding(self.trunk(x))
+        vectors: Tensor = self.norm(self.embedding(self.trunk(x)))
         return vectors
 
 
@@ -43,6 +47,5 @@ def embedder(
     if dimensions < 1:
         raise RecipeError(f"embedder: dimensions must be at least 1, got {dimensions}")
     model = Embedder(dimensions, trunk, trunk_options or {})
-    # a narrow normal would make all first vectors alike: nearly the bias, 0
     initialise(model.embedding, linear_std=model.trunk.channels**-0.5)
     return model
