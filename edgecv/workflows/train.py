@@ -43,7 +43,10 @@ from edgecv.train.transfer import (
 )
 
 # task -> "module:function" that reads the data
-TASKS = {"classify": "edgecv.train.classify:prepare"}
+TASKS = {
+    "classify": "edgecv.train.classify:prepare",
+    "embed": "edgecv.train.embed:prepare",
+}
 FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
 
@@ -102,21 +105,7 @@ def train_recipe(
     table = read_table(recipe, settings)
     find = bool(table.pop(FIND_LR, False))
     given = dict(table)
-    where = f"{recipe.path}: train"
-    (config, files), rest = distribute(table, (TrainConfig, DataSettings), where)
-    job = Job(
-        folder=data,
-        files=files,
-        settings=rest,
-        preparation=recipe.preparation,
-        decoding=recipe.decoding,
-        labels=recipe.labels,
-        seed=config.seed,
-        where=where,
-        fixed_labels=bool(files.data),
-        progress=progress,
-        say=say,
-    )
+    config, job = make_job(recipe, table, data, progress, say)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     prepared = prepare(recipe.task, job)
     if prepared.labels != recipe.labels:
@@ -125,13 +114,14 @@ def train_recipe(
         recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
     torch.manual_seed(config.seed)
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
-    initial = start(model, recipe, files.initial, data, transfer, progress, say)
+    initial = start(model, recipe, job.files.initial, data, transfer, progress, say)
     if find:
-        return _find_rate(model, prepared.task, config, folder, progress)
+        return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
     report = _reporter(progress, say)
     identity = {"recipe": recipe.name, "initial": initial, **given}
     if transfer is None:
-        log = train(model, prepared.task, config, folder, report, identity)
+        learner = prepared.learner(model)
+        log = train(learner, prepared.task, config, folder, report, identity)
     else:
         log = _transfer(
             model, prepared.task, config, transfer, folder, report, identity, progress, say
@@ -154,6 +144,33 @@ def train_recipe(
         {},
     )
     return _store(result, model, recipe, prepared, about, log) if first else result
+
+
+def make_job(
+    recipe: Recipe,
+    table: Mapping[str, Any],
+    data: Path,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> tuple[TrainConfig, Job]:
+    """The loop's settings in the [train] ``table``, and what the task's module is given."""
+    where = f"{recipe.path}: train"
+    (config, files), rest = distribute(table, (TrainConfig, DataSettings), where)
+    job = Job(
+        folder=data,
+        files=files,
+        settings=rest,
+        preparation=recipe.preparation,
+        decoding=recipe.decoding,
+        labels=recipe.labels,
+        seed=config.seed,
+        batch=config.batch,
+        where=where,
+        fixed_labels=bool(files.data),
+        progress=progress,
+        say=say,
+    )
+    return config, job
 
 
 def prepare(task: str, job: Job) -> Prepared:
