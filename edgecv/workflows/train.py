@@ -130,11 +130,11 @@ def train_recipe(
         key: value for key, value in given.items() if key not in ("data", "held_out", "initial")
     }
     about = {
-        "recipe": recipe.name,
         "edgecv": __version__,
+        "config": json.dumps(kept),
         "torch": torch.__version__,
         "initial": initial,
-        "config": json.dumps(kept),
+        "recipe": recipe.name,
     }
     result = TrainResult(
         folder / f"{recipe.name}.safetensors",
