@@ -2,7 +2,8 @@
 
     python benchmarks/metric.py --data FOLDER -o benchmarks/metric.json
 
-FOLDER holds cifar10_train.zip and cifar10_test.zip. Every row is the recipe `embedder-cifar8` (or,
+FOLDER holds cifar10_train.zip and cifar10_test.zip; ``--per-class N`` learns from N pictures of
+each class, the first ones. Every row is the recipe `embedder-cifar8` (or,
 for the learned likeness, the same net as a Siamese pair) with another loss or another mining, from
 the same random weights, over as many pictures; the test pictures of the unseen classes are paired
 and told apart. ``untrained`` is the net as it begins, with its BatchNorms' statistics measured on
@@ -13,9 +14,11 @@ was when the same ``--work`` is given.
 from __future__ import annotations
 
 import argparse
+import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from torch import nn
 
 from edgecv.export.recipe import load_recipe
 from edgecv.export.sources import build
-from edgecv.files import write_json
+from edgecv.files import atomic_write, write_json
 from edgecv.measure.machine import environment
 from edgecv.workflows.train import make_job, prepare, read_table, train_recipe
 
@@ -64,6 +67,30 @@ def siamese_recipe(folder: Path) -> Path:
     return path
 
 
+def cut(data: Path, per_class: int | None, folder: Path) -> Path:
+    """A folder with the two zip files: the learned classes in the one, the unseen in the other."""
+    table = load_recipe(RECIPE).train
+    unseen, folder = set(table["metric"]["unseen"]), folder / f"data-{per_class or 'all'}"
+    folder.mkdir(exist_ok=True)
+    for name in (table["data"], table["held_out"]):
+        if (folder / name).exists():
+            continue
+        taken: Counter[str] = Counter()
+        with (
+            atomic_write(folder / name) as file,
+            zipfile.ZipFile(data / name) as source,
+            zipfile.ZipFile(file, "w") as target,
+        ):
+            for member in source.namelist():
+                owner = PurePosixPath(member).parent.name
+                wanted = owner not in unseen if name == table["data"] else owner in unseen
+                limit = per_class if name == table["data"] else None
+                if member.endswith(".jpg") and wanted and taken[owner] != limit:
+                    taken[owner] += 1
+                    target.writestr(member, source.read(member))
+    return folder
+
+
 @torch.no_grad()
 def untrained(data: Path, settings: Sequence[str]) -> dict[str, float]:
     """The scores before training."""
@@ -99,27 +126,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 zip files")
     parser.add_argument("--work", type=Path, default=Path("run/metric"))
+    parser.add_argument("--per-class", type=int, help="pictures; all of them by default")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="which ones")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--set", action="append", default=[], help="of the [train] table")
     parser.add_argument("--output", "-o", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    data = cut(options.data, options.per_class, options.work)
     pair = str(siamese_recipe(options.work))
     rows = []
     for seed in options.seeds:
         settings = [*options.set, f"seed={seed}"]
-        rows.append({"row": "untrained", "seed": seed, "scores": untrained(options.data, settings)})
+        rows.append({"row": "untrained", "seed": seed, "scores": untrained(data, settings)})
         for name in options.rows:
             recipe = pair if "siamese" in name else RECIPE
             folder = options.work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            run = trained(name, recipe, options.data, [*settings, *ROWS[name]], folder)
+            run = trained(name, recipe, data, [*settings, *ROWS[name]], folder)
             rows.append({"row": name, "seed": seed, **run})
             _show(rows)
             if options.output:
-                table = load_recipe(RECIPE).train
-                found = {"schema": "edgecv.metric/1", "environment": environment()}
-                write_json(options.output, {**found, "recipe": table, "rows": rows})
+                about = {
+                    "schema": "edgecv.metric/1",
+                    "environment": environment(),
+                    "train": {**load_recipe(RECIPE).train, "set": options.set},
+                    "per_class": options.per_class,
+                }
+                write_json(options.output, {**about, "rows": rows})
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
