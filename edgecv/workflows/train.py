@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgecv import __version__
-from edgecv.errors import InputError, RecipeError
+from edgecv.errors import InputError, RecipeError, WeightsError
 from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
 from edgecv.export.weights import (
@@ -191,7 +191,7 @@ def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
         raise RecipeError(f"{recipe.path or recipe.name}: has no [model] to train")
     table: dict[str, Any] = dict(recipe.train)
     if not table and recipe.task == "classify":
-        table = {"initial": "auto", "epochs": 20, "batch": 32, "transfer": {}}
+        table = {"initial": "imagenet", "epochs": 20, "batch": 32, "transfer": {}}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -218,7 +218,12 @@ def start(
     if initial in ("", "random"):
         return "random"
     if initial in CHOICES:
-        weights = resolve(recipe, initial, progress)
+        try:
+            weights = resolve(recipe, initial, progress)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error}\nTo start training from a file of yours: --set initial=FILE"
+            ) from error
         if weights.warning:
             say(f"WARNING: {weights.warning}")
         path = weights.path
