@@ -31,7 +31,7 @@ from edgecv.progress import Progress, silent
 from edgecv.quantize.targets import policy_for
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
-from edgecv.workflows.end2end import with_nms
+from edgecv.workflows.end2end import PLUGIN_TARGET, form_for, with_nms
 from edgecv.workflows.proof import machine_target
 from edgecv.workflows.quantize import FEW, QuantizeResult, quantize
 
@@ -97,7 +97,8 @@ def export(
     ``calibration``, for ``target``; with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``.
     ``output`` defaults to the recipe's name (``NAME-fp16.onnx``, ``NAME-int8-TARGET.onnx``) in the
     current folder. ``end2end`` appends decoding and NMS to a detector's graph
-    (:mod:`edgecv.workflows.end2end`). The file is compared with PyTorch before it gets its name:
+    (:mod:`edgecv.workflows.end2end`); with ``target`` ``tensorrt`` NMS is TensorRT's own plugin.
+    The file is compared with PyTorch before it gets its name:
     where the outputs differ by more than :data:`~edgecv.measure.compare.FP32_MAX_REL` or
     ``FP16_MAX_REL`` of the largest, nothing is written and
     :class:`~edgecv.errors.ExportError` is raised.
@@ -145,7 +146,7 @@ def export(
     progress("proving parity", 3, 4)
     spec = replace(spec, parity=_prove(data, spec, p, model))
     if end2end:
-        data, spec = with_nms(data, spec)
+        data, spec = with_nms(data, spec, form_for(target))
     write_spec(data, spec, path)
     progress("proving parity", 4, 4)
     return ExportResult(path, spec, opset, path.stat().st_size, resolved, nodes)
@@ -162,9 +163,11 @@ def _check_wishes(
     if precision not in (*MAX_REL, "int8"):
         raise InputError(f"precision {precision!r} is not one of {', '.join(MAX_REL)}, int8")
     if precision != "int8":
-        if calibration is not None or target is not None:
+        plugin = end2end and target == PLUGIN_TARGET
+        if calibration is not None or (target is not None and not plugin):
             raise InputError(
-                f"--calibration and --target are for precision int8, not for {precision}"
+                f"--calibration and --target are for precision int8, not for {precision}; with "
+                f"--end2end, --target {PLUGIN_TARGET} takes TensorRT's own NMS"
             )
         return
     if calibration is None:

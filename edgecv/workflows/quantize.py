@@ -18,6 +18,7 @@ from edgecv.files import atomic_write
 from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.compare import worst
 from edgecv.measure.quantpage import quantization_page
+from edgecv.measure.saturation import saturation_note
 from edgecv.model import same_shape
 from edgecv.preprocess import Picture, list_pictures, stack
 from edgecv.progress import Progress, silent
@@ -366,5 +367,6 @@ def summary(result: QuantizeResult) -> dict[str, str]:
             f"{one['nodes']} nodes in float, {one['points']:.2f} points of {one['metric']} on "
             f"{one['pictures']} pictures of the calibration folder, the worse of its judges' halves"
         )
+    pairs["16-bit sums"] = saturation_note(proof.saturation)
     pairs["instructions"] = ", ".join(proof.instructions)
     return pairs
