@@ -25,27 +25,31 @@ class _Fake(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-        y = torch.fake_quantize_per_tensor_affine(
-            x, step.detach().reshape(1), zero.detach().reshape(1).to(torch.int32), low, high
+        y: Tensor
+        y, inside = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(
+            x, float(step), int(zero), low, high
         )
-        ctx.save_for_backward(x, y, step, zero)
-        ctx.ends = (low, high)
+        ctx.save_for_backward(x, y, inside, step)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, step, zero = ctx.saved_tensors
-        low, high = ctx.ends
+        x, y, inside, step = ctx.saved_tensors
         (gradient,) = gradients
-        below, above = (float((end - zero) * step) for end in (low - 0.5, high + 0.5))
-        inside = (x >= below) & (x <= above)
         passed = gradient * inside
         to_step = to_zero = None
         if ctx.needs_input_grad[1]:  # y is step * integer: inside (y - x) / step, outside y / step
-            to_step = ((gradient * y).sum() - (passed * x).sum()) / step
+            to_step = (_dot(gradient, y) - _dot(passed, x)) / step
         if ctx.needs_input_grad[2]:
             to_zero = -step * (gradient.sum() - passed.sum())
         return passed, to_step, to_zero, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of ``a * b``, without a tensor for the products where their layouts are one."""
+    if a.ndim == 4 and a.stride() == b.stride():
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -69,6 +73,12 @@ class Grid(nn.Module):
         self.register_buffer("first", torch.tensor(float(first.scale)))
         self.factor = nn.Parameter(torch.zeros(()))  # logarithm
         self.zero = nn.Parameter(torch.tensor(float(first.zero_point)), self.shifts)
+        self.fixed = False
+
+    def fix(self) -> None:
+        """Learn nothing here: the grid is the pixels'."""
+        self.fixed, self.shifts = True, False
+        self.requires_grad_(False)
 
     @property
     def step(self) -> Tensor:

@@ -110,7 +110,7 @@ class QuantizedNet(nn.Module):
         """What may be learned, by kind: ``weights``, ``biases``, ``weight_steps``, ``steps`` and
         ``zeros`` (zero points). Steps are logarithms of factors."""
         weights = list(self._read.values())
-        grids = [g for key, g in self.grids.items() if isinstance(g, Grid) and key not in self._fixed]
+        grids = [grid for grid in self.grids.values() if isinstance(grid, Grid) and not grid.fixed]
         return {
             "weights": [w.latent for w in weights],
             "biases": list(self.biases.values()),
@@ -118,6 +118,10 @@ class QuantizedNet(nn.Module):
             "steps": [g.factor for g in grids],
             "zeros": [g.zero for g in grids if g.shifts],
         }
+
+    def integer_weights(self) -> list[Weight]:
+        """The weights that lie on grids."""
+        return list(self._read.values())
 
     def layers(self) -> list[str]:
         """Names of the values that come out of MAC operators with integer weights."""
@@ -174,47 +178,17 @@ class QuantizedNet(nn.Module):
         return found
 
     def _make_grids(self, graph: ir.Graph) -> None:
-        """One grid per QuantizeLinear; those between which values are only moved share one."""
-        leader: dict[str, str] = {}
-        behind: dict[str, str] = {}  # a value to the key of the grid that it lies on
-        pairs: dict[str, Affine] = {}
-        for node in graph:
-            output = str(node.outputs[0].name)
-            if node.op_type == "QuantizeLinear":
-                pairs[output] = _affine(node)
-                source = behind.get(_named(node, 0), output)
-                leader[output] = source if pairs[source] == pairs[output] else output
-                behind[output] = leader[output]
-            elif node.op_type == "DequantizeLinear":
-                if _named(node, 0) in behind:
-                    behind[output] = behind[_named(node, 0)]
-            elif node.op_type in _ONE_GRID:
-                sources = [behind[n] for v in node.inputs if v is not None and (n := str(v.name)) in behind]
-                for other in sources[1:]:
-                    if pairs[other] == pairs[sources[0]]:
-                        for name, group in leader.items():
-                            if group == other:
-                                leader[name] = sources[0]
-                        for name, group in behind.items():
-                            if group == other:
-                                behind[name] = sources[0]
-                if sources:
-                    behind.update({str(v.name): behind.get(sources[0], sources[0]) for v in node.outputs})
-        fixed = set()
+        leaders = _leaders(graph)
         for node in graph:
             if node.op_type != "QuantizeLinear":
                 continue
             output = str(node.outputs[0].name)
-            key = _key(leader[output])
+            key = _key(leaders[output])
             self._grid_of[output] = key
             if key not in self.grids:
-                self.grids[key] = Grid(pairs[leader[output]], self._policy.symmetric)
+                self.grids[key] = Grid(_affine(node), self._policy.symmetric)
             if _named(node, 0) == self._input:
-                fixed.add(key)
-        self._fixed = fixed
-        for key in fixed:
-            self._grid(key).factor.requires_grad_(False)
-            self._grid(key).zero.requires_grad_(False)
+                self._grid(key).fix()
 
     def _take_weights(self, graph: ir.Graph, parents: Mapping[str, ir.Node]) -> None:
         for node in graph:
@@ -278,15 +252,14 @@ class QuantizedNet(nn.Module):
                 continue
             found[name] = f"constant{len(found)}"
             self.register_buffer(found[name], torch.from_numpy(np.array(tensor.numpy())))
-        for node in graph:  # constant operands in integers
+        for node in graph:  # operands in integers that are no weights: nothing is learned there
             name = str(node.outputs[0].name)
-            if node.op_type == "DequantizeLinear" and name not in self._read | self._read_bias:
-                value = node.inputs[0]
-                if value is not None and value.is_initializer():
-                    zero = _constant(node, 2).astype(np.float32)
-                    real = (_constant(node, 0).astype(np.float32) - zero) * _constant(node, 1)
-                    found[name] = f"constant{len(found)}"
-                    self.register_buffer(found[name], torch.from_numpy(np.asarray(real, np.float32)))
+            known = name in self._read or name in self._read_bias
+            if node.op_type == "DequantizeLinear" and not known and _stores(node):
+                zero = _constant(node, 2).astype(np.float32)
+                real = (_constant(node, 0).astype(np.float32) - zero) * _constant(node, 1)
+                found[name] = f"constant{len(found)}"
+                self.register_buffer(found[name], torch.from_numpy(np.asarray(real, np.float32)))
         return found
 
     def _order(self) -> list[_Step]:
@@ -334,6 +307,39 @@ class QuantizedNet(nn.Module):
         return lambda node, inputs: (_first(inputs[0]).float() - zero) * step
 
 
+def _leaders(graph: ir.Graph) -> dict[str, str]:
+    """For each QuantizeLinear's output the first one that it shares its grid with.
+
+    Those do between which values are only moved, where scale and zero point are equal now: a
+    runtime copies their bytes, and is to go on doing so.
+    """
+    parents: dict[str, str] = {}
+    found: dict[str, Affine] = {}
+    behind: dict[str, str] = {}  # a value to a QuantizeLinear's output, the grid that it lies on
+
+    def leader(name: str) -> str:
+        while parents[name] != name:
+            name = parents[name]
+        return name
+
+    for node in graph:
+        output = str(node.outputs[0].name)
+        sources = [behind[str(v.name)] for v in node.inputs if v and str(v.name) in behind]
+        if node.op_type == "QuantizeLinear":
+            parents[output], found[output] = output, _affine(node)
+            sources = [*sources, output]
+        elif node.op_type not in _ONE_GRID | {"DequantizeLinear"}:
+            continue
+        if not sources:
+            continue
+        for other in sources[1:]:
+            one, two = leader(sources[0]), leader(other)
+            if found[one] == found[two]:
+                parents[two] = one
+        behind.update({str(v.name): sources[-1] for v in node.outputs})
+    return {name: leader(name) for name in parents}
+
+
 def _first(value: Tensor | None) -> Tensor:
     assert value is not None  # the checker of ONNX wants it
     return value
@@ -362,10 +368,14 @@ def _stored(node: ir.Node, index: int) -> str:
     """The initializer of integers behind input ``index``; empty where there is none."""
     value = node.inputs[index]
     maker = None if value is None else value.producer()
-    if maker is None or maker.op_type != "DequantizeLinear":
-        return ""
-    source = maker.inputs[0]
-    return str(source.name) if source is not None and source.is_initializer() else ""
+    return _named(maker, 0) if maker is not None and _stores(maker) else ""
+
+
+def _stores(node: ir.Node) -> bool:
+    """Whether ``node`` gives a constant that is stored in integers."""
+    source = node.inputs[0]
+    is_constant = source is not None and source.is_initializer()
+    return node.op_type == "DequantizeLinear" and is_constant
 
 
 def _constant(node: ir.Node, index: int) -> Array:

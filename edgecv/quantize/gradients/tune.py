@@ -1,0 +1,164 @@
+"""Learning from calibration pictures alone: the answers of the integers towards the float net's.
+
+No labels: the parent's outputs are the targets (Hinton et al., arXiv:1503.02531), and what is
+learned are the steps and zero points of activations (LSQ, arXiv:1902.08153), biases, and the
+weights on their grid, all at once (as QAT by distillation does with a training set; with 100
+pictures the rates are small and the pictures are cut and mirrored anew each time). Part of the
+pictures is not learned from: it says whether anything was gained, and nothing is where not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgecv.errors import QuantizeError
+from edgecv.progress import Progress, silent
+from edgecv.quantize.gradients.net import QuantizedNet
+from edgecv.quantize.run import Array, Batches, Probe
+from edgecv.quantize.targets import Policy
+
+Loss = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]  # (parent's, ours)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast. Rates are per step of Adam, in the units named."""
+
+    steps: int = 300
+    batch: int = 8
+    crop: float = 1.0  # share of each side that a picture is cut to
+    weights: float = 0.01  # weight steps
+    biases: float = 1e-3  # root mean squares of the layer's biases
+    grids: float = 1e-3  # of the step itself
+    zeros: float = 0.02  # levels
+    inside: float = 0.0  # weight of the loss on the layers' own outputs
+    held_out: float = 0.2  # share of the pictures that judge
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """``model`` is ours or the one that came, whichever is better on the pictures held out;
+    ``before`` and ``after`` are the noise of the outputs there, as a share of their power."""
+
+    model: ir.Model
+    before: float
+    after: float
+    steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "noise_before": self.before, "noise_after": self.after}
+
+
+def relative_noise(parents: dict[str, Tensor], ours: dict[str, Tensor]) -> Tensor:
+    """The squared difference as a share of the parent's square, the mean of the outputs."""
+    shares = [
+        (ours[name] - wanted).square().sum() / wanted.square().sum().clamp_min(1e-20)
+        for name, wanted in parents.items()
+    ]
+    return torch.stack(shares).mean()
+
+
+def tune(
+    model: ir.Model,
+    parent: ir.Model,
+    policy: Policy,
+    batches: Batches,
+    settings: Settings = Settings(),
+    loss: Loss = relative_noise,
+    progress: Progress = silent,
+) -> Tuned:
+    """``model``, which was made of the float graph ``parent``, with what was learned.
+
+    The same pictures, seed and thread count give the same bytes.
+    """
+    pictures = np.concatenate(list(batches()))
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(pictures), generator=generator)
+    judges = max(1, round(len(pictures) * settings.held_out))
+    if len(pictures) - judges < 2:
+        raise QuantizeError(f"{len(pictures)} pictures are too few to learn from; give 32 or more")
+    learned, judged = order[judges:], order[:judges].numpy()
+    data = torch.from_numpy(pictures)
+    kept: Sequence[str] = []
+    ours = QuantizedNet(model, policy)
+    if settings.inside:
+        kept = ours.layers()
+        ours = QuantizedNet(model, policy, keep=kept)
+    theirs = QuantizedNet(parent, policy, keep=kept)
+    ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    theirs.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(_rates(ours, settings), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    )
+    names = [str(value.name) for value in model.graph.outputs]
+    for step in range(settings.steps):
+        index = learned[torch.randint(len(learned), (settings.batch,), generator=generator)]
+        batch = _cut(data[index], settings.crop, generator)
+        with torch.no_grad():
+            wanted = theirs(batch)
+        found = ours(batch)
+        error = loss({n: wanted[n] for n in names}, {n: found[n] for n in names})
+        if kept:
+            inside = relative_noise({n: wanted[n] for n in kept}, {n: found[n] for n in kept})
+            error = error + settings.inside * inside
+        if not bool(torch.isfinite(error)):
+            raise QuantizeError(f"the loss is {error.item()} at step {step + 1}; lower the rates")
+        optimizer.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        progress("learning", step + 1, settings.steps)
+    result = ours.write()
+    few = pictures[judged]
+    before, after = (_noise(one, parent, few, names) for one in (model, result))
+    return Tuned(result if after < before else model, before, after, settings.steps)
+
+
+def _rates(net: QuantizedNet, settings: Settings) -> list[dict[str, Any]]:
+    groups = []
+    for weight in net.integer_weights():
+        unit = float(weight.steps.detach().mean())
+        groups.append({"params": [weight.latent], "lr": settings.weights * unit})
+    found = net.groups()
+    for bias in found["biases"]:
+        unit = float(bias.detach().square().mean().sqrt())
+        groups.append({"params": [bias], "lr": settings.biases * max(unit, 1e-6)})
+    groups.append({"params": found["steps"], "lr": settings.grids})
+    groups.append({"params": found["zeros"], "lr": settings.zeros})
+    return [{**group, "params": group["params"]} for group in groups if group["params"]]
+
+
+def _cut(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A part of each picture, half of them mirrored; ``[N, C, H, W]``, channels last."""
+    n, _, height, width = batch.shape
+    h, w = (max(32, round(side * share)) for side in (height, width))
+    tops = torch.randint(0, height - h + 1, (n,), generator=generator).tolist()
+    lefts = torch.randint(0, width - w + 1, (n,), generator=generator).tolist()
+    mirrored = (torch.rand(n, generator=generator) < 0.5).tolist()
+    parts = []
+    for picture, top, left, flip in zip(batch, tops, lefts, mirrored, strict=True):
+        part = picture[:, top : top + h, left : left + w]
+        parts.append(part.flip(2) if flip else part)
+    return torch.stack(parts).contiguous(memory_format=torch.channels_last)
+
+
+def _noise(model: ir.Model, parent: ir.Model, pictures: Array, names: Sequence[str]) -> float:
+    """What onnxruntime says of both files: the noise as a share of the power."""
+    ours, theirs = Probe(model), Probe(parent)
+    totals = np.zeros((len(names), 2))
+    for picture in pictures:
+        found, wanted = ours(picture[None]), theirs(picture[None])
+        for row, name in enumerate(names):
+            totals[row, 0] += np.square(found[name] - wanted[name], dtype=np.float64).sum()
+            totals[row, 1] += np.square(wanted[name], dtype=np.float64).sum()
+    return float((totals[:, 0] / np.maximum(totals[:, 1], 1e-20)).mean())
