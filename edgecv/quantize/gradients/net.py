@@ -45,7 +45,8 @@ class _Layer:
     """A MAC operator's constants, by the names of the initializers that hold them."""
 
     node: str
-    source: str  # the grid of its input, "" where that is float
+    source: str  # the grid of its input, "" where there is none
+    step: float  # of that input where it is integers from the start: pixels
     weight: str  # the value that the operator reads
     stored: str  # its integers, "" where the weight is float
     bias: str
@@ -158,7 +159,8 @@ class QuantizedNet(nn.Module):
                 weight = self._read[layer.weight]
                 steps = weight.steps.double()
                 if layer.stored_bias and bias is not None:
-                    unit = float(self._grid(layer.source).affine().scale)
+                    grid = self.grids[layer.source] if layer.source else None
+                    unit = float(grid.affine().scale) if isinstance(grid, Grid) else layer.step
                     steps = torch.maximum(steps, bias.abs().double() / (BIAS_LIMIT * unit))
                 scales = steps.float()
                 store(layer.stored, weight.integers(scales))
@@ -220,14 +222,18 @@ class QuantizedNet(nn.Module):
                     parameter = nn.Parameter(torch.from_numpy(np.array(array, np.float32)))
                     self.biases[_key(bias)] = parameter
                     self._read_bias[bias] = parameter
-            source = node.inputs[0].producer() if node.inputs[0] is not None else None
-            grid = ""
-            while source is not None and source.op_type in _ONE_GRID | {"DequantizeLinear"}:
-                if source.op_type == "DequantizeLinear":
-                    grid = self._grid_of.get(_named(source, 0), "")
-                    break
-                source = source.inputs[0].producer() if source.inputs[0] is not None else None
-            self._layers.append(_Layer(node.name or "", grid, name, stored, bias, stored_bias))
+            source, step = self._grid_behind(node.inputs[0])
+            layer = _Layer(node.name or "", source, step, name, stored, bias, stored_bias)
+            self._layers.append(layer)
+
+    def _grid_behind(self, value: ir.Value | None) -> tuple[str, float]:
+        """The key of the grid that ``value`` lies on, or the step of pixels that it comes from."""
+        node = None if value is None else value.producer()
+        while node is not None and node.op_type in _ONE_GRID:
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if node is None or node.op_type != "DequantizeLinear":
+            return "", 0.0
+        return self._grid_of.get(_named(node, 0), ""), float(_affine(node).scale)
 
     def _bias(self, node: ir.Node, stored: str) -> NDArray[np.float32] | None:
         value = node.inputs[2]

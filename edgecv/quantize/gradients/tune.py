@@ -139,17 +139,25 @@ def _rates(net: QuantizedNet, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _cut(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A part of each picture, half of them mirrored; ``[N, C, H, W]``, channels last."""
-    n, _, height, width = batch.shape
-    h, w = (max(32, round(side * share)) for side in (height, width))
-    tops = torch.randint(0, height - h + 1, (n,), generator=generator).tolist()
-    lefts = torch.randint(0, width - w + 1, (n,), generator=generator).tolist()
-    mirrored = (torch.rand(n, generator=generator) < 0.5).tolist()
+    """A part of each picture, half of them mirrored.
+
+    Its sides are multiples of 32, so that the layers' positions lie as in a whole picture. Floats
+    are ``[N, C, H, W]`` (channels last in memory), pixels ``[N, H, W, C]``.
+    """
+    top = 2 if batch.is_floating_point() else 1
+    sides = batch.shape[top : top + 2]
+    kept = [min(side, max(32, 32 * round(side * share / 32))) for side in sides]
+    corners = [
+        torch.randint(side - part + 1, (len(batch),), generator=generator).tolist()
+        for side, part in zip(sides, kept, strict=True)
+    ]
+    mirrored = (torch.rand(len(batch), generator=generator) < 0.5).tolist()
     parts = []
-    for picture, top, left, flip in zip(batch, tops, lefts, mirrored, strict=True):
-        part = picture[:, top : top + h, left : left + w]
-        parts.append(part.flip(2) if flip else part)
-    return torch.stack(parts).contiguous(memory_format=torch.channels_last)
+    for picture, row, column, flip in zip(batch, *corners, mirrored, strict=True):
+        part = picture.narrow(top - 1, row, kept[0]).narrow(top, column, kept[1])
+        parts.append(part.flip(top) if flip else part)
+    found = torch.stack(parts)
+    return found.contiguous(memory_format=torch.channels_last) if top == 2 else found
 
 
 def _noise(model: ir.Model, parent: ir.Model, pictures: Array, names: Sequence[str]) -> float:
