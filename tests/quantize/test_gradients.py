@@ -161,13 +161,13 @@ def test_gradients_of_a_grid():
     assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
     slopes = [(0.5 - 0.3) / 0.5, (1.0 - 1.1) / 0.5, 0 - 3, 255 - 3]
     assert float(grid.factor.grad) == pytest.approx(0.5 * sum(slopes), rel=1e-5)  # d exp(f) = 1
-    assert float(grid.zero.grad) == pytest.approx(2 * -0.5)
+    assert float(grid.shift.grad) == pytest.approx(255 * 2 * -0.5)
 
 
 def test_a_zero_point_at_the_end_of_the_integers_stays():
     grid = Grid(Affine(np.float32(0.5), 0, "uint8"), symmetric=False)
     grid(torch.tensor([0.3, -1.0], requires_grad=True)).sum().backward()
-    assert grid.zero.grad is None
+    assert grid.shift.grad is None
     assert not grid.shifts
 
 

@@ -58,22 +58,21 @@ def _whole(x: Tensor) -> Tensor:
 
 
 class Grid(nn.Module):
-    """The integers of an activation. ``shifts``: its zero point may be learned as well.
+    """The integers of an activation, from ``first`` on.
 
-    Grids that end where the tensor does (zero points at an end of the integers, as behind a ReLU)
-    and symmetric ones keep their zero point.
+    What is learned are ``factor``, the logarithm of the step's, and ``shift``, by which the zero
+    point moves, as a share of the range. Grids that end where the tensor does (zero points at an
+    end of the integers, as behind a ReLU) and symmetric ones keep their zero point.
     """
 
     def __init__(self, first: Affine, symmetric: bool) -> None:
         super().__init__()
         info = np.iinfo(first.dtype)
-        self.low, self.high, self.dtype = int(info.min), int(info.max), first.dtype
+        self.low, self.high, self.first = int(info.min), int(info.max), first
         self.shifts = not symmetric and self.low < first.zero_point < self.high
-        self.first: Tensor
-        self.register_buffer("first", torch.tensor(float(first.scale)))
-        self.factor = nn.Parameter(torch.zeros(()))  # logarithm
-        self.zero = nn.Parameter(torch.tensor(float(first.zero_point)), self.shifts)
         self.fixed = False
+        self.factor = nn.Parameter(torch.zeros(()))
+        self.shift = nn.Parameter(torch.zeros(()), self.shifts)
 
     def fix(self) -> None:
         """Learn nothing here: the grid is the pixels'."""
@@ -82,17 +81,22 @@ class Grid(nn.Module):
 
     @property
     def step(self) -> Tensor:
-        return self.first * self.factor.exp()
+        return self.factor.exp() * float(self.first.scale)
+
+    @property
+    def zero(self) -> Tensor:
+        """The zero point, a whole number."""
+        zero = self.first.zero_point + (self.high - self.low) * self.shift
+        return _whole(zero.clamp(self.low, self.high))
 
     def forward(self, x: Tensor) -> Tensor:
-        zero = _whole(self.zero.clamp(self.low, self.high)) if self.shifts else self.zero
-        result: Tensor = _Fake.apply(x, self.step, zero, self.low, self.high)  # type: ignore[no-untyped-call]
+        result: Tensor = _Fake.apply(x, self.step, self.zero, self.low, self.high)  # type: ignore[no-untyped-call]
         return result
 
     def affine(self) -> Affine:
         """The grid as it is now."""
-        zero = int(self.zero.detach().clamp(self.low, self.high).round())
-        return Affine(np.float32(self.step.detach().numpy()), zero, self.dtype)
+        step = np.float32(self.step.detach().numpy())
+        return Affine(step, int(self.zero.detach()), self.first.dtype)
 
 
 class Weight(nn.Module):

@@ -24,7 +24,7 @@ from edgecv.errors import QuantizeError
 from edgecv.quantize.gradients.fake import Grid, Weight
 from edgecv.quantize.gradients.operators import Operator, operator
 from edgecv.quantize.place import BIAS_LIMIT
-from edgecv.quantize.ranges import Affine, Array
+from edgecv.quantize.ranges import Affine, Array, Range
 from edgecv.quantize.structure import weight_axis
 from edgecv.quantize.targets import MAC, PASS_THROUGH, Policy
 
@@ -58,7 +58,8 @@ class QuantizedNet(nn.Module):
     takes pixels) to the dictionary of its outputs.
 
     ``parent`` is the float graph that ``model`` was made of: its weights are where the latent
-    weights begin, instead of on the grid. ``keep`` names further values to give.
+    weights begin, instead of on the grid, wherever they round to the integers in ``model``.
+    ``keep`` names further values to give.
 
     Parameters: ``weights`` (latent and steps), ``biases``, ``grids``; see :meth:`groups`. The
     grid of the file's own input is fixed, it is the pixels'.
@@ -117,8 +118,20 @@ class QuantizedNet(nn.Module):
             "biases": list(self.biases.values()),
             "weight_steps": [w.factor for w in weights],
             "steps": [g.factor for g in grids],
-            "zeros": [g.zero for g in grids if g.shifts],
+            "zeros": [g.shift for g in grids if g.shifts],
         }
+
+    def ranges(self) -> dict[str, Range]:
+        """What the grids span now, by the names of the values that they quantize."""
+        found = {}
+        for node in self._nodes:
+            if node.op_type != "QuantizeLinear":
+                continue
+            one = self._grid(self._grid_of[str(node.outputs[0].name)]).affine()
+            info, scale = np.iinfo(one.dtype), float(one.scale)
+            lo, hi = (scale * (end - one.zero_point) for end in (info.min, info.max))
+            found[_named(node, 0).removesuffix(".real")] = Range(lo, hi, "learned")
+        return found
 
     def integer_weights(self) -> list[Weight]:
         """The weights that lie on grids."""
@@ -202,10 +215,8 @@ class QuantizedNet(nn.Module):
             if stored and maker is not None:
                 integers, scales = _constant(maker, 0), _constant(maker, 1)
                 axis = weight_axis(node)
-                float_weight = _broadcast(integers.astype(np.float32), scales, axis)
-                latent = _parent_constant(parents.get(node.name or ""), 1, float_weight.shape)
                 weight = Weight(
-                    float_weight if latent is None else latent,
+                    _latent(integers, scales, axis, parents.get(node.name or "")),
                     np.atleast_1d(scales).astype(np.float32),
                     axis,
                     self._policy.weight_max,
@@ -398,16 +409,14 @@ def _affine(node: ir.Node) -> Affine:
     return Affine(np.float32(scale.reshape(())), int(zero.reshape(())), str(zero.dtype))
 
 
-def _broadcast(q: Array, scales: Array, axis: int) -> NDArray[np.float32]:
+def _latent(q: Array, scales: Array, axis: int, parent: ir.Node | None) -> NDArray[np.float32]:
+    """The float weight that gave ``q``, where ``parent`` has it; else that in the grid's middle."""
     shape = [1] * q.ndim
     shape[axis] = -1
-    return np.asarray(q * scales.reshape(shape), np.float32)
-
-
-def _parent_constant(
-    node: ir.Node | None, index: int, shape: tuple[int, ...]
-) -> NDArray[np.float32] | None:
-    value = None if node is None or len(node.inputs) <= index else node.inputs[index]
-    if value is None or value.const_value is None or tuple(value.const_value.shape) != shape:
-        return None
-    return np.array(value.const_value.numpy(), np.float32)
+    steps = scales.reshape(shape)
+    value = None if parent is None else parent.inputs[1]
+    if value is not None and value.const_value is not None:
+        found = np.array(value.const_value.numpy(), np.float32)
+        if found.shape == q.shape and bool((np.abs(found / steps - q) < 0.501).all()):
+            return found
+    return np.asarray(q * steps, np.float32)

@@ -10,7 +10,7 @@ pictures is not learned from: it says whether anything was gained, and nothing i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from edgecv.errors import QuantizeError
 from edgecv.progress import Progress, silent
 from edgecv.quantize.gradients.net import QuantizedNet
+from edgecv.quantize.ranges import Range
 from edgecv.quantize.run import Array, Batches, Probe
 from edgecv.quantize.targets import Policy
 
@@ -35,10 +36,10 @@ class Settings:
     steps: int = 300
     batch: int = 8
     crop: float = 1.0  # share of each side that a picture is cut to
-    weights: float = 0.01  # weight steps
-    biases: float = 1e-3  # root mean squares of the layer's biases
-    grids: float = 1e-3  # of the step itself
-    zeros: float = 0.02  # levels
+    weights: float = 0.006  # weight steps
+    biases: float = 1e-4  # root mean squares of the layer's biases
+    grids: float = 1e-4  # of the step itself
+    zeros: float = 1e-5  # of the range
     inside: float = 0.0  # weight of the loss on the layers' own outputs
     held_out: float = 0.2  # share of the pictures that judge
     seed: int = 0
@@ -46,16 +47,29 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tuned:
-    """``model`` is ours or the one that came, whichever is better on the pictures held out;
-    ``before`` and ``after`` are the noise of the outputs there, as a share of their power."""
+    """``model`` is the one that learned, or the one that came where that has no less noise.
+
+    ``before`` and ``after`` are the noise of the outputs on the ``pictures`` held out, as a share
+    of their power; ``ranges`` are those of the one that learned.
+    """
 
     model: ir.Model
+    ranges: Mapping[str, Range]
     before: float
     after: float
-    steps: int
+    pictures: int
+
+    @property
+    def gained(self) -> bool:
+        return self.after < self.before
 
     def to_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "noise_before": self.before, "noise_after": self.after}
+        return {
+            "noise_before": round(self.before, 8),
+            "noise_after": round(self.after, 8),
+            "held_out": self.pictures,
+            "taken": self.gained,
+        }
 
 
 def relative_noise(parents: dict[str, Tensor], ours: dict[str, Tensor]) -> Tensor:
@@ -98,7 +112,7 @@ def tune(
     theirs.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(_rates(ours, settings), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        optimizer, lambda step: _share(step, settings.steps)
     )
     names = [str(value.name) for value in model.graph.outputs]
     for step in range(settings.steps):
@@ -121,7 +135,12 @@ def tune(
     result = ours.write()
     few = pictures[judged]
     before, after = (_noise(one, parent, few, names) for one in (model, result))
-    return Tuned(result if after < before else model, before, after, settings.steps)
+    return Tuned(result if after < before else model, ours.ranges(), before, after, judges)
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the rates: a linear warm-up over a tenth of the steps, and half a cosine."""
+    return min(1.0, (step + 1) / (0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _rates(net: QuantizedNet, settings: Settings) -> list[dict[str, Any]]:
@@ -135,7 +154,7 @@ def _rates(net: QuantizedNet, settings: Settings) -> list[dict[str, Any]]:
         groups.append({"params": [bias], "lr": settings.biases * max(unit, 1e-6)})
     groups.append({"params": found["steps"], "lr": settings.grids})
     groups.append({"params": found["zeros"], "lr": settings.zeros})
-    return [{**group, "params": group["params"]} for group in groups if group["params"]]
+    return [group for group in groups if group["params"] and group["lr"]]
 
 
 def _cut(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
