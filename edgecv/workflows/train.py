@@ -41,6 +41,12 @@ from edgecv.train.transfer import (
     tail_of,
     unfreeze_from,
 )
+from edgecv.workflows.trainquantized import (
+    QuantizedResult,
+    QuantizedSettings,
+    read_start,
+    train_quantized,
+)
 
 # task -> "module:function" that reads the data
 TASKS = {
@@ -87,14 +93,15 @@ def train_recipe(
     folder: Path,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda text: None,
-) -> TrainResult | RateResult:
+) -> TrainResult | RateResult | QuantizedResult:
     """Train recipe ``name`` on the files that its [train] table names, relative to ``data``.
 
     A recipe without such a table is taken as weights to learn from: ``data`` holds a folder per
-    class, and a new head learns them (transfer learning). ``settings`` are ``key=value``
-    overrides of the table, ``table.key=value`` of a table in it. ``folder`` gets the checkpoint,
-    the log, the weights ``NAME.safetensors`` and the recipe ``NAME.toml`` that exports them; a
-    run that lies there unfinished is continued.
+    class, and a new head learns them (transfer learning). With a table ``quantized`` the run
+    starts from an INT8 file and ends with one (:mod:`edgecv.workflows.trainquantized`).
+    ``settings`` are ``key=value`` overrides of the table, ``table.key=value`` of a table in it.
+    ``folder`` gets the checkpoint, the log, the weights ``NAME.safetensors`` and the recipe
+    ``NAME.toml`` that exports them; a run that lies there unfinished is continued.
     """
     from accelerate import PartialState
 
@@ -106,6 +113,19 @@ def train_recipe(
     find = bool(table.pop(FIND_LR, False))
     given = dict(table)
     config, job = make_job(recipe, table, data, progress, say)
+    if job.has("quantized"):
+        start_file = read_start(recipe, job.table("quantized", QuantizedSettings), data)
+        task = prepare(recipe.task, replace(job, preparation=start_file.preparation)).task
+        about = {"recipe": recipe.name, "config": json.dumps(given)}
+        return train_quantized(
+            start_file,
+            task,
+            config,
+            folder,
+            about,
+            _reporter(progress, say),
+            {"recipe": recipe.name, **given},
+        )
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     prepared = prepare(recipe.task, job)
     if prepared.labels != recipe.labels:
