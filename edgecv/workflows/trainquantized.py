@@ -162,7 +162,8 @@ class Logits(nn.Module):
         self.net = net
 
     def forward(self, batch: Tensor) -> Tensor:
-        (logits,) = self.net(batch).values()
+        outputs: dict[str, Tensor] = self.net(batch)
+        (logits,) = outputs.values()
         return logits
 
 
