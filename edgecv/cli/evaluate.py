@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecv.cli.options import BackendOption
+from edgecv.cli.options import BackendOption, ModelArgument
 from edgecv.cli.output import JsonOption, Output
 
 WORST = 5  # classes of which the figure is shown
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")],
+    model: ModelArgument,
     dataset: Annotated[
         Path,
         typer.Argument(
@@ -39,11 +39,17 @@ def command(
     far: Annotated[
         float, typer.Option(help="False-accept rate wanted of a pairs file's threshold.")
     ] = 0.001,
+    crops: Annotated[
+        int, typer.Option(help="Looks at each picture, averaged: 1, 2 (mirrored), 5 or 10.")
+    ] = 1,
+    ensemble: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Another model whose probabilities are averaged in."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
-    from edgecv.evaluate.coco import MIN_SCORE
     from edgecv.files import sha256_of, write_json
     from edgecv.measure.report import EVAL_SCHEMA
     from edgecv.workflows.evaluate import evaluate
@@ -59,6 +65,8 @@ def command(
             limit=limit,
             detector=detector,
             far=far,
+            crops=crops,
+            ensemble=ensemble or (),
             progress=progress,
         )
     data = {
@@ -68,8 +76,17 @@ def command(
         "dataset": str(dataset),
         **score.to_dict(),
     }
-    columns = {**_columns(data), "ran on": f"{score.backend}, {score.precision}"}
-    out.pairs(columns, f"{model} on {dataset}")
+    _show(data, out)
+    if output is not None:
+        write_json(output, data)
+    out.result(data)
+
+
+def _show(data: dict[str, Any], out: Output) -> None:
+    from edgecv.evaluate.coco import MIN_SCORE
+
+    columns = {**_columns(data), "ran on": f"{data['backend']}, {data['precision']}"}
+    out.pairs(columns, f"{data['model']} on {data['dataset']}")
     if data.get("conf", 0) > MIN_SCORE:
         out.note(
             f"NMS in this file's graph drops what scores {data['conf']:g} or less, so this is the "
@@ -83,9 +100,6 @@ def command(
             f"no face was found in {len(data['no_face'])} of {data['pictures']} pictures, such as "
             f"{data['no_face'][0]}; their pairs count as not accepted"
         )
-    if output is not None:
-        write_json(output, data)
-    out.result(data)
 
 
 def _columns(data: dict[str, Any]) -> dict[str, str | int]:

@@ -1,6 +1,7 @@
 """Detection: from the output tensors of every kind of detector to :class:`Detections`.
 
-A decoder (in :mod:`~edgecv.postprocess.yolo` and :mod:`~edgecv.postprocess.faces`) turns one
+A decoder (in :mod:`~edgecv.postprocess.yolo`, :mod:`~edgecv.postprocess.faces` and
+:mod:`~edgecv.postprocess.finished`) turns one
 model family's tensors into :class:`Candidates` per picture, in pixels of the model's input. What
 follows is the same for all: suppression, the way back to the source picture, clipping.
 
@@ -11,6 +12,8 @@ Options that every kind of the contract has:
 - ``max_det`` (integer): at most so many detections a picture
 - ``agnostic`` (bool, false): suppress across classes
 - ``measure`` (``iou`` or ``diou``, ``iou``): what NMS compares, see :mod:`~edgecv.postprocess.nms`
+- ``nms`` (``hard``, ``soft`` or ``fusion``; ``hard``) and its parameters: see
+  :mod:`~edgecv.postprocess.suppress`
 - ``clip`` (bool, true): cut boxes at the picture's borders. YOLOX's own evaluation does not.
 """
 
@@ -21,11 +24,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from edgecv.errors import RuntimeFailure
-from edgecv.postprocess import faces, yolo
+from edgecv.postprocess import faces, finished, yolo
 from edgecv.postprocess.boxes import clip, to_picture
 from edgecv.postprocess.candidates import Candidates
-from edgecv.postprocess.nms import MEASURES, by_score, nms
+from edgecv.postprocess.nms import by_score
 from edgecv.postprocess.options import Array, Options
+from edgecv.postprocess.suppress import suppression
 from edgecv.results import Detections, Placement
 from edgecv.spec import ModelSpec
 
@@ -36,11 +40,11 @@ DECODERS: Mapping[str, Decoder] = {
     "yolo-anchors": yolo.anchors,
     "yolox": yolo.yolox,
     "yolo-anchor-free": yolo.anchor_free,
-    "yolo-end2end": yolo.end2end,
+    "yolo-end2end": finished.end2end,
     "fastestdet": yolo.fastestdet,
     "yunet": faces.yunet,
     "rfb": faces.rfb,
-    "detections": yolo.suppressed,
+    "detections": finished.suppressed,
 }
 SUPPRESSED = ("yolo-end2end", "detections")  # kinds whose graph has done it
 
@@ -65,27 +69,20 @@ def decode(
     least = options.threshold("conf", conf)
     overlap = None if kind in SUPPRESSED else options.threshold("iou", iou)
     limit = options.integer("max_det")
-    agnostic, measure = options.flag("agnostic", False), options.choice("measure", MEASURES, "iou")
+    suppress = None if overlap is None else suppression(options, overlap, least)
     inside = options.flag("clip", True)
     results = []
     for found, placement in zip(
         DECODERS[kind](outputs, options, least, placements), placements, strict=True
     ):
         _check(found, options)
-        if overlap is None:
-            keep = by_score(found.scores)[:limit]
+        if suppress is None:
+            best = found.take(by_score(found.scores)[:limit])
         else:
             if len(found.scores) > MAX_CANDIDATES:
                 found = found.take(by_score(found.scores)[:MAX_CANDIDATES])
-            keep = nms(
-                found.boxes,
-                found.scores,
-                overlap,
-                classes=None if agnostic else found.classes,
-                max_det=limit,
-                measure=measure,
-            )
-        results.append(_place(found.take(keep), spec.labels, placement, inside))
+            best = suppress(found)
+        results.append(_place(best, spec.labels, placement, inside))
     return results
 
 

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 
 def is_folded(model: nn.Module) -> bool:
-    """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics."""
+    """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics.
+
+    That a net that was never trained has them too is told by its scales of 1 and biases of 0.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return bool(norms) and all(
-        torch.all(_buffer(m.running_mean) == 0).item()
-        and torch.all(_buffer(m.running_var) == 1).item()
-        for m in norms
-    )
+    blank = all(_all(m.running_mean, 0) and _all(m.running_var, 1) for m in norms)
+    return blank and not all(_all(m.weight, 1) and _all(m.bias, 0) for m in norms)
+
+
+def _all(tensor: Tensor | None, value: float) -> bool:
+    return bool(torch.all(_buffer(tensor) == value))
 
 
 @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgecv.errors import InputError
 from edgecv.evaluate import coco, segmentation
@@ -20,6 +23,7 @@ from edgecv.model import Model, load
 from edgecv.progress import Progress, silent
 from edgecv.results import Detections, Placement, Result, Segmentation
 from edgecv.spec import ModelSpec
+from edgecv.workflows.crops import averaged
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
 from edgecv.workflows.score import Score, common
 from edgecv.workflows.stream import outputs_of, prepared_chunks
@@ -29,12 +33,17 @@ NMS_IN_GRAPH = ("yolo-end2end", "detections")
 
 @dataclass(frozen=True)
 class ClassificationScore(Score):
-    """``correct1`` and ``correct5`` of the pictures are right in the first, the first five."""
+    """``correct1`` and ``correct5`` of the pictures are right in the first, the first five.
+
+    ``crops`` of each picture were looked at, by ``models`` files, and their probabilities averaged.
+    """
 
     top1: float
     top5: float
     correct1: int
     correct5: int
+    crops: int = 1
+    models: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ def evaluate(
     limit: int | None = None,
     detector: str | os.PathLike[str] | None = None,
     far: float = FAR,
+    crops: int = 1,
+    ensemble: Sequence[str | os.PathLike[str]] = (),
     leave_out: Callable[[Path], bool] | None = None,
     progress: Progress = silent,
 ) -> Score:
@@ -89,6 +100,8 @@ def evaluate(
       the faces, ``far`` is the false-accept rate wanted of the threshold)
     - ``segment``: masks (:func:`edgecv.evaluate.segmentation.read_masks`)
 
+    Of classifiers, ``crops`` (1, 2, 5 or 10: :mod:`edgecv.workflows.crops`) of each picture are
+    looked at, by ``model`` and by those of ``ensemble``, and all their probabilities averaged.
     ``classes`` is a file that maps the data set's class names to the model's indices; ``limit``
     scores that many pictures, drawn by a fixed seed. Every picture counts but those of which
     ``leave_out`` is true (pairs have two pictures each, and none is left out); one that cannot be
@@ -102,20 +115,30 @@ def evaluate(
         limit=limit,
         detector=Path(detector) if detector is not None else None,
         far=far,
+        crops=crops,
+        ensemble=tuple(Path(other) for other in ensemble),
         leave_out=leave_out,
         progress=progress,
     )
     with load(model, backend=backend) as opened:
-        task = opened.spec.task
-        if task not in TASKS:
-            raise InputError(
-                f"{model}: eval scores the tasks {', '.join(TASKS)}; this model's is {task!r}"
-            )
-        if split is not None and task != "detect":
-            raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
-        if detector is not None and task != "embed":
-            raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
-        return TASKS[task](opened, request)
+        return score(opened, request)
+
+
+def score(model: Model, request: Request) -> Score:
+    """What :func:`evaluate` gives, of a model that is open."""
+    task = model.spec.task
+    if task not in TASKS:
+        raise InputError(
+            f"{model.runtime.path}: eval scores the tasks {', '.join(TASKS)}; this model's is "
+            f"{task!r}"
+        )
+    if request.split is not None and task != "detect":
+        raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
+    if request.detector is not None and task != "embed":
+        raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
+    if task != "classify" and (request.crops > 1 or request.ensemble):
+        raise InputError(f"--crops and --ensemble are for classifiers, not for {task}")
+    return TASKS[task](model, request)
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,8 @@ class Request:
     limit: int | None = None
     detector: Path | None = None
     far: float = FAR
+    crops: int = 1
+    ensemble: tuple[Path, ...] = ()
     leave_out: Callable[[Path], bool] | None = None
     progress: Progress = silent
 
@@ -160,8 +185,8 @@ def labelled_pictures(spec: ModelSpec, dataset: str | os.PathLike[str]) -> list[
 def _classify(model: Model, request: Request) -> ClassificationScore:
     data = read_folder(request.dataset, model.spec, request.classes, request.limit)
     kept = request.kept(data.pictures)
-    outputs = outputs_of(model, [data.pictures[i] for i in kept], request.progress)
-    scores, classes = outputs[model.spec.outputs[0].name], data.classes[kept]
+    pictures = [data.pictures[i] for i in kept]
+    scores, classes = _class_scores(model, pictures, request), data.classes[kept]
     top1 = int(topk_hits(scores, classes, 1).sum())
     top5 = int(topk_hits(scores, classes, 5).sum())
     count = len(kept)
@@ -171,7 +196,21 @@ def _classify(model: Model, request: Request) -> ClassificationScore:
         top5=top5 / count,
         correct1=top1,
         correct5=top5,
+        crops=request.crops,
+        models=1 + len(request.ensemble),
     )
+
+
+def _class_scores(
+    model: Model, pictures: Sequence[Path], request: Request
+) -> NDArray[np.floating[Any]]:
+    if request.crops == 1 and not request.ensemble:
+        return outputs_of(model, pictures, request.progress)[model.spec.outputs[0].name]
+    with contextlib.ExitStack() as opened:
+        others = [
+            opened.enter_context(load(path, backend=request.backend)) for path in request.ensemble
+        ]
+        return averaged([model, *others], pictures, request.crops, request.progress)
 
 
 def _boxes(spec: ModelSpec, request: Request) -> list[LabelledPicture]:

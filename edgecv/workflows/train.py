@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgecv import __version__
-from edgecv.errors import InputError, RecipeError
+from edgecv.errors import InputError, RecipeError, WeightsError
 from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
 from edgecv.export.weights import (
@@ -49,7 +49,10 @@ from edgecv.workflows.trainquantized import (
 )
 
 # task -> "module:function" that reads the data
-TASKS = {"classify": "edgecv.train.classify:prepare"}
+TASKS = {
+    "classify": "edgecv.train.classify:prepare",
+    "embed": "edgecv.train.embed:prepare",
+}
 FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
 
@@ -96,10 +99,9 @@ def train_recipe(
     A recipe without such a table is taken as weights to learn from: ``data`` holds a folder per
     class, and a new head learns them (transfer learning). With a table ``quantized`` the run
     starts from an INT8 file and ends with one (:mod:`edgecv.workflows.trainquantized`).
-    ``settings`` are ``key=value``
-    overrides of the table, ``table.key=value`` of a table in it. ``folder`` gets the checkpoint,
-    the log, the weights ``NAME.safetensors`` and the recipe ``NAME.toml`` that exports them; a
-    run that lies there unfinished is continued.
+    ``settings`` are ``key=value`` overrides of the table, ``table.key=value`` of a table in it.
+    ``folder`` gets the checkpoint, the log, the weights ``NAME.safetensors`` and the recipe
+    ``NAME.toml`` that exports them; a run that lies there unfinished is continued.
     """
     from accelerate import PartialState
 
@@ -110,6 +112,60 @@ def train_recipe(
     table = read_table(recipe, settings)
     find = bool(table.pop(FIND_LR, False))
     given = dict(table)
+    config, job = make_job(recipe, table, data, progress, say)
+    if job.has("quantized"):
+        begin = read_start(recipe, job.table("quantized", QuantizedSettings), data)
+        task = prepare(recipe.task, replace(job, preparation=begin.preparation)).task
+        report, about = _reporter(progress, say), {"recipe": recipe.name, **given}
+        return train_quantized(begin, task, config, folder, about, report, write=first)
+    transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
+    prepared = prepare(recipe.task, job)
+    if prepared.labels != recipe.labels:
+        say(f"classes: {', '.join(prepared.labels)}")
+        stem = data.resolve().stem
+        recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
+    torch.manual_seed(config.seed)
+    model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
+    initial = start(model, recipe, job.files.initial, data, transfer, progress, say)
+    if find:
+        return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
+    report = _reporter(progress, say)
+    identity = {"recipe": recipe.name, "initial": initial, **given}
+    if transfer is None:
+        learner = prepared.learner(model)
+        log = train(learner, prepared.task, config, folder, report, identity)
+    else:
+        log = _transfer(
+            model, prepared.task, config, transfer, folder, report, identity, progress, say
+        )
+    kept = {
+        key: value for key, value in given.items() if key not in ("data", "held_out", "initial")
+    }
+    about = {
+        "edgecv": __version__,
+        "config": json.dumps(kept),
+        "torch": torch.__version__,
+        "initial": initial,
+        "recipe": recipe.name,
+    }
+    result = TrainResult(
+        folder / f"{recipe.name}.safetensors",
+        folder / f"{recipe.name}.toml",
+        folder / f"{recipe.name}.log.json",
+        0,
+        {},
+    )
+    return _store(result, model, recipe, prepared, about, log) if first else result
+
+
+def make_job(
+    recipe: Recipe,
+    table: Mapping[str, Any],
+    data: Path,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> tuple[TrainConfig, Job]:
+    """The loop's settings in the [train] ``table``, and what the task's module is given."""
     where = f"{recipe.path}: train"
     (config, files), rest = distribute(table, (TrainConfig, DataSettings), where)
     job = Job(
@@ -120,54 +176,13 @@ def train_recipe(
         decoding=recipe.decoding,
         labels=recipe.labels,
         seed=config.seed,
+        batch=config.batch,
         where=where,
         fixed_labels=bool(files.data),
         progress=progress,
         say=say,
     )
-    if job.has("quantized"):
-        start_file = read_start(recipe, job.table("quantized", QuantizedSettings), data)
-        task = prepare(recipe.task, replace(job, preparation=start_file.preparation)).task
-        report, identity = _reporter(progress, say), {"recipe": recipe.name, **given}
-        about = {"recipe": recipe.name, "config": json.dumps(given)}
-        return train_quantized(start_file, task, config, folder, about, report, identity)
-    transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
-    prepared = prepare(recipe.task, job)
-    if prepared.labels != recipe.labels:
-        say(f"classes: {', '.join(prepared.labels)}")
-        stem = data.resolve().stem
-        recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
-    torch.manual_seed(config.seed)
-    model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
-    initial = start(model, recipe, files.initial, data, transfer, progress, say)
-    if find:
-        return _find_rate(model, prepared.task, config, folder, progress)
-    report = _reporter(progress, say)
-    identity = {"recipe": recipe.name, "initial": initial, **given}
-    if transfer is None:
-        log = train(model, prepared.task, config, folder, report, identity)
-    else:
-        log = _transfer(
-            model, prepared.task, config, transfer, folder, report, identity, progress, say
-        )
-    kept = {
-        key: value for key, value in given.items() if key not in ("data", "held_out", "initial")
-    }
-    about = {
-        "recipe": recipe.name,
-        "edgecv": __version__,
-        "torch": torch.__version__,
-        "initial": initial,
-        "config": json.dumps(kept),
-    }
-    result = TrainResult(
-        folder / f"{recipe.name}.safetensors",
-        folder / f"{recipe.name}.toml",
-        folder / f"{recipe.name}.log.json",
-        0,
-        {},
-    )
-    return _store(result, model, recipe, prepared, about, log) if first else result
+    return config, job
 
 
 def prepare(task: str, job: Job) -> Prepared:
@@ -188,7 +203,7 @@ def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
         raise RecipeError(f"{recipe.path or recipe.name}: has no [model] to train")
     table: dict[str, Any] = dict(recipe.train)
     if not table and recipe.task == "classify":
-        table = {"initial": "auto", "epochs": 20, "batch": 32, "transfer": {}}
+        table = {"initial": "imagenet", "epochs": 20, "batch": 32, "transfer": {}}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -215,7 +230,12 @@ def start(
     if initial in ("", "random"):
         return "random"
     if initial in CHOICES:
-        weights = resolve(recipe, initial, progress)
+        try:
+            weights = resolve(recipe, initial, progress)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error}\nTo start training from a file of yours: --set initial=FILE"
+            ) from error
         if weights.warning:
             say(f"WARNING: {weights.warning}")
         path = weights.path
