@@ -114,18 +114,10 @@ def train_recipe(
     given = dict(table)
     config, job = make_job(recipe, table, data, progress, say)
     if job.has("quantized"):
-        start_file = read_start(recipe, job.table("quantized", QuantizedSettings), data)
-        task = prepare(recipe.task, replace(job, preparation=start_file.preparation)).task
-        about = {"recipe": recipe.name, "config": json.dumps(given)}
-        return train_quantized(
-            start_file,
-            task,
-            config,
-            folder,
-            about,
-            _reporter(progress, say),
-            {"recipe": recipe.name, **given},
-        )
+        begin = read_start(recipe, job.table("quantized", QuantizedSettings), data)
+        task = prepare(recipe.task, replace(job, preparation=begin.preparation)).task
+        report, about = _reporter(progress, say), {"recipe": recipe.name, **given}
+        return train_quantized(begin, task, config, folder, about, report, write=first)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     prepared = prepare(recipe.task, job)
     if prepared.labels != recipe.labels:

@@ -112,11 +112,12 @@ def train_quantized(
     folder: Path,
     about: Mapping[str, Any],
     report: Report,
-    identity: Mapping[str, Any],
+    write: bool = True,
 ) -> QuantizedResult:
     """Fine-tune the file ``start`` on ``task``; ``folder`` gets a file of the same name.
 
-    ``about`` goes into its provenance.
+    ``about`` (JSON values) is what the run depends on besides: it goes into the file's provenance,
+    and a run of another cannot be continued. ``write``: of several processes the first one does.
     """
     path = folder / start.file.name
     if os.path.realpath(path) == os.path.realpath(start.file):
@@ -130,12 +131,12 @@ def train_quantized(
         shift = _Prepared(start.preparation, read_spec(start.parent).preparation)
         teacher = nn.Sequential(shift, Logits(QuantizedNet(parent, policy)))
         task = DistilledTask(task, teacher, start.distill)
-    log = train(net, task, config, folder, report, {**identity, **start.identity})
+    log = train(net, task, config, folder, report, {**about, **start.identity})
     net.cpu().eval()
     written = net.net.write()
     scores = _scores(Logits(QuantizedNet(written, policy)), task)
     learned = {
-        **about,
+        "run": dict(about),
         "edgecv": __version__,
         "torch": torch.__version__,
         "epochs": len(log),
@@ -145,11 +146,13 @@ def train_quantized(
     }
     spans = {name: [one.lo, one.hi, one.method] for name, one in net.net.ranges().items()}
     data: bytes = ir.to_proto(written).SerializeToString(deterministic=True)
+    log_path = path.with_suffix(".log.json")
+    if not write:
+        return QuantizedResult(path, log_path, 0, scores, before)
     with tempfile.TemporaryDirectory(prefix="edgecv-") as name:
         draft = Path(name) / path.name
         write_spec(data, _contract(start, learned, spans), draft)
         write_spec(draft, _proven(draft, start.parent), path)
-    log_path = path.with_suffix(".log.json")
     write_json(log_path, {**learned, "epochs": list(log)})
     return QuantizedResult(path, log_path, path.stat().st_size, scores, before)
 
@@ -162,7 +165,8 @@ class Logits(nn.Module):
         self.net = net
 
     def forward(self, batch: Tensor) -> Tensor:
-        (logits,) = self.net(batch).values()
+        outputs: dict[str, Tensor] = self.net(batch)
+        (logits,) = outputs.values()
         return logits
 
 
