@@ -14,13 +14,22 @@ from torch import Tensor, nn
 
 
 def is_folded(model: nn.Module) -> bool:
-    """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics."""
+    """Whether no BatchNorm of ``model`` has real statistics, and some were folded.
+
+    Mean 0 and variance 1 are also what a fresh one has, whose weights are 1 and biases 0: a fresh
+    head may sit on a folded trunk.
+    """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return bool(norms) and all(
+    blank = all(
         torch.all(_buffer(m.running_mean) == 0).item()
         and torch.all(_buffer(m.running_var) == 1).item()
         for m in norms
     )
+    return blank and not all(map(_is_fresh, norms))
+
+
+def _is_fresh(norm: nn.BatchNorm2d) -> bool:
+    return torch.all(norm.weight == 1).item() and torch.all(norm.bias == 0).item()
 
 
 @torch.no_grad()
@@ -29,9 +38,12 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     With the measured mean m and variance v, ``weight' = weight * sqrt((v + eps) / (v0 + eps))``
     and ``bias' = bias + weight * (m - m0) / sqrt(v0 + eps)`` make the same map as the old
-    statistics (m0, v0) did, so the net's eval-mode outputs stay what they were.
+    statistics (m0, v0) did, so the net's eval-mode outputs stay what they were. Fresh BatchNorms
+    are not the identity that they seem: they take the batches' statistics, as in training.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    every = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    fresh = [m for m in every if _is_fresh(m)]
+    norms = [m for m in every if m not in fresh]
     sums = {m: torch.zeros(2, m.num_features, dtype=torch.float64) for m in norms}
     counts = dict.fromkeys(norms, 0)
 
@@ -44,6 +56,8 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     hooks = [m.register_forward_pre_hook(measure) for m in norms]
     training = model.training
     model.eval()
+    for norm in fresh:
+        norm.train()
     try:
         for batch in batches:
             model(batch)
