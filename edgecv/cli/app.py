@@ -14,7 +14,14 @@ from typer.core import TyperGroup
 
 from edgecv.errors import EdgeCVError
 
-EXPORT_PACKAGES = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors"}
+# what a package is missing from, by its name
+EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "onnxsim", "safetensors"), "export"),
+    **dict.fromkeys(
+        ("accelerate", "kornia", "pytorch_metric_learning", "matplotlib", "tensorboard", "tomli_w"),
+        "train",
+    ),
+}
 
 
 class _Group(TyperGroup):
@@ -26,13 +33,14 @@ class _Group(TyperGroup):
         except EdgeCVError as error:
             _fail(error.exit_code, type(error).__name__, str(error))
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in EXPORT_PACKAGES:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
                 raise
             _fail(
                 2,
                 "MissingExtra",
                 f"this command needs the package {error.name}, which is not installed: "
-                f"pip install 'edgecv[export]' (not needed on a device that only runs models)",
+                f"pip install 'edgecv[{extra}]' (not needed on a device that only runs models)",
             )
         except KeyboardInterrupt:
             _fail(130, "Interrupted", "interrupted; nothing half written is left behind")

@@ -22,11 +22,20 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe's model; a run that was interrupted is continued."""
-    from edgecv.workflows.train import train_recipe
+    from edgecv.workflows.train import RateResult, train_recipe
 
     out = Output(as_json)
     with out.progress() as progress:
         result = train_recipe(recipe, data, settings or [], output, progress, out.say)
-    out.say(f"wrote {result.weights} ({result.size_bytes:,} bytes)", "bold")
-    out.pairs({"top-1 of the stored weights": f"{result.top1:.2%}", "log": result.log})
+    if isinstance(result, RateResult):
+        out.pairs({"proposed lr": f"{result.proposed:.2g}", "picture": result.picture})
+    else:
+        out.say(f"wrote {result.weights} ({result.size_bytes:,} bytes)", "bold")
+        out.pairs(
+            {
+                **{f"{key} as stored": f"{value:.2%}" for key, value in result.scores.items()},
+                "log": result.log,
+                "export it": f"edgecv export {result.recipe}",
+            }
+        )
     out.result(result.to_dict())

@@ -286,6 +286,23 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
+def recipe_table(recipe: Recipe) -> dict[str, Any]:
+    """``recipe`` as the table of a TOML file that stands by itself, without its weights.
+
+    The labels are written out, since a file of them may be elsewhere; counts that hold for
+    another number of classes are left out.
+    """
+    assert recipe.path is not None
+    table = tomllib.loads(recipe.path.read_text(encoding="utf-8"))
+    table.pop("weights", None)
+    table["model"] = {"source": recipe.source}
+    if recipe.options:
+        table["model"]["options"] = dict(recipe.options)
+    if recipe.labels:
+        table["labels"] = {"names": list(recipe.labels)}
+    return table
+
+
 def _source(model: Table) -> str:
     source = model.text("source")
     if source.endswith(".pt2"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -30,36 +30,104 @@ class LabelledPictures:
     pixels: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()  # what could not be read, and why
+
+    def subset(self, index: Tensor) -> LabelledPictures:
+        """The pictures at ``index``, int64 ``[n]``."""
+        return LabelledPictures(self.pixels[index], self.labels[index], self.classes)
+
+
+def class_names(source: Path) -> tuple[str, ...]:
+    """The classes of ``source``: the names of the folders right above the pictures, sorted."""
+    found = {path.parent.name for path, _ in _entries(source)} | _empty(source)
+    if not found:
+        raise InputError(
+            f"{source}: no pictures in it; expected CLASS/picture.jpg, one folder each"
+        )
+    if len(found) < 2 or "" in found:
+        raise InputError(
+            f"{source}: expected a folder per class, at least two; found {sorted(found)}"
+        )
+    return tuple(sorted(found))
 
 
 def load_pictures(
     source: Path,
     preparation: Preparation,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    classes: Sequence[str] | None = None,
+    skip_broken: bool = False,
 ) -> LabelledPictures:
     """Read ``source`` (a folder or a zip of ``.../CLASS/picture``), prepared as at inference.
 
-    Classes are the names of the folders right above the pictures, in sorted order. A picture
-    that cannot be read is an error that names it: training on a silently smaller set is worse.
+    Classes are the names of the folders right above the pictures: those of ``classes`` in its
+    order, or all, sorted. A class without a picture is an error, and so is a picture that cannot
+    be read, which is named: training on a silently smaller set is worse. With ``skip_broken`` such
+    pictures are left out and named in the result.
     """
+    every = class_names(source)
     entries = sorted(_entries(source), key=lambda entry: entry[0].as_posix())
-    if not entries:
+    found = {path.parent.name for path, _ in entries}
+    named = every if classes is None else tuple(classes)
+    if surplus := sorted(set(every) - set(named)):
         raise InputError(
-            f"{source}: no pictures in it; expected CLASS/picture.jpg, one folder each"
+            f"{source}: its classes {surplus} are not the recipe's labels {list(named)}"
         )
-    classes = tuple(sorted({path.parent.name for path, _ in entries}))
-    if len(classes) < 2 or "" in classes:
+    if empty := [name for name in named if name not in found]:
         raise InputError(
-            f"{source}: expected a folder per class, at least two; found {list(classes)}"
+            f"{source}: no pictures of {', '.join(empty)}; add some, or remove the folder"
         )
     pixels = np.empty((len(entries), preparation.height, preparation.width, 3), np.uint8)
-    index = {name: i for i, name in enumerate(classes)}
-    for i, (_, read) in enumerate(entries):
-        pixels[i] = fit_pixels(read(), preparation)[0]
+    index = {name: i for i, name in enumerate(named)}
+    labels: list[int] = []
+    skipped: list[str] = []
+    for i, (path, read) in enumerate(entries):
+        try:
+            pixels[len(labels)] = fit_pixels(read(), preparation)[0]
+            labels.append(index[path.parent.name])
+        except InputError as error:
+            if not skip_broken:
+                raise InputError(f"{error}; --set skip_broken=true leaves such out") from error
+            skipped.append(str(error))
         if i % 500 == 0 or i + 1 == len(entries):
             progress(i + 1, len(entries))
-    labels = torch.tensor([index[path.parent.name] for path, _ in entries])
-    return LabelledPictures(torch.from_numpy(pixels), labels, classes)
+    pictures = LabelledPictures(
+        torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels), named, tuple(skipped)
+    )
+    if missing := [n for i, n in enumerate(named) if not torch.any(pictures.labels == i)]:
+        raise InputError(f"{source}: not one readable picture of {', '.join(missing)}")
+    return pictures
+
+
+def split(
+    pictures: LabelledPictures, fraction: float, seed: int
+) -> tuple[LabelledPictures, LabelledPictures]:
+    """Two parts, ``fraction`` of each class (at least one picture) in the second, by ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [], []
+    for label, name in enumerate(pictures.classes):
+        members = torch.nonzero(pictures.labels == label)[:, 0]
+        if len(members) < 2:
+            raise InputError(
+                f"class {name}: one picture cannot be both learned from and held out; add more, "
+                f"or name held_out data"
+            )
+        members = members[torch.randperm(len(members), generator=generator)]
+        held = min(max(1, round(fraction * len(members))), len(members) - 1)
+        second.append(members[:held])
+        first.append(members[held:])
+    return (
+        pictures.subset(torch.cat(first).sort().values),
+        pictures.subset(torch.cat(second).sort().values),
+    )
+
+
+def _empty(source: Path) -> set[str]:
+    """Folders with nothing in them: classes whose pictures are missing."""
+    if not source.is_dir():
+        return set()
+    return {f.name for f in source.rglob("*") if f.is_dir() and not any(f.iterdir())}
 
 
 def _entries(source: Path) -> Iterator[tuple[PurePosixPath, Callable[[], Image.Image]]]:

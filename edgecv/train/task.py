@@ -45,6 +45,10 @@ class Task(Protocol):
         """
         ...
 
+    def plain(self, index: Tensor) -> Tensor:
+        """The inputs of the samples ``index`` as at inference: nothing augmented."""
+        ...
+
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The mean loss, a scalar, of what ``model(inputs)`` gave for one :class:`Batch`."""
         ...
@@ -52,3 +56,8 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Scores of ``model``, which is in eval mode and on its device, on the held-out samples."""
         ...
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of ``model`` are."""
+    return next(model.parameters()).device

@@ -2,39 +2,79 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from torch import nn
 
 from edgecv import __version__
 from edgecv.errors import InputError, RecipeError
-from edgecv.export.recipe import Recipe, load_recipe
+from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
-from edgecv.export.weights import load_into, read_state_dict, write_safetensors
-from edgecv.files import sha256_of, write_json
+from edgecv.export.weights import (
+    CHOICES,
+    load_into,
+    read_state_dict,
+    resolve,
+    write_safetensors,
+)
+from edgecv.files import atomic_write, sha256_of, write_json
 from edgecv.progress import Progress, silent
-from edgecv.train.data import load_pictures
-from edgecv.train.finetune import TrainConfig, accuracy, train
+from edgecv.train.classify import ClassificationTask
+from edgecv.train.finder import range_test
+from edgecv.train.job import DataSettings, Job, Prepared, distribute
+from edgecv.train.journal import draw_rates
+from edgecv.train.loop import Report, train
+from edgecv.train.settings import TrainConfig
+from edgecv.train.task import Task
+from edgecv.train.transfer import (
+    FeatureTask,
+    TransferSettings,
+    freeze_up_to,
+    head_of,
+    tail_of,
+    unfreeze_from,
+)
 
-FILES = ("data", "held_out", "initial")
+# task -> "module:function" that reads the data
+TASKS = {"classify": "edgecv.train.classify:prepare"}
+FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``top1`` (0 to 1) is that of the weights as they are stored, in FP16."""
+    """``scores`` (0 to 1) are those of the weights as they are stored, in FP16."""
 
     weights: Path
+    recipe: Path
     log: Path
     size_bytes: int
-    top1: float
+    scores: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "weights": str(self.weights), "log": str(self.log)}
+        files = {"weights": self.weights, "recipe": self.recipe, "log": self.log}
+        return {
+            **{key: str(path) for key, path in files.items()},
+            "size_bytes": self.size_bytes,
+            **self.scores,
+        }
+
+
+@dataclass(frozen=True)
+class RateResult:
+    """What the range test found; ``picture`` shows it."""
+
+    picture: Path
+    proposed: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"picture": str(self.picture), "proposed": self.proposed}
 
 
 def train_recipe(
@@ -44,105 +84,248 @@ def train_recipe(
     folder: Path,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda text: None,
-) -> TrainResult:
+) -> TrainResult | RateResult:
     """Train recipe ``name`` on the files that its [train] table names, relative to ``data``.
 
-    ``settings`` are ``key=value`` overrides of that table. ``folder`` gets the checkpoint, the log
-    and ``NAME.safetensors``; a run that lies there unfinished is continued.
+    A recipe without such a table is taken as weights to learn from: ``data`` holds a folder per
+    class, and a new head learns them (transfer learning). ``settings`` are ``key=value``
+    overrides of the table, ``table.key=value`` of a table in it. ``folder`` gets the checkpoint,
+    the log, the weights ``NAME.safetensors`` and the recipe ``NAME.toml`` that exports them; a
+    run that lies there unfinished is continued.
     """
+    from accelerate import PartialState
+
+    first = PartialState().is_main_process
+    if not first:  # the same work in every process, told once
+        progress, say = silent, lambda text: None
     recipe = load_recipe(name)
-    config, files = read_settings(recipe, settings)
-    pictures, held_out = (
-        load_pictures(data / files[key], recipe.preparation, _titled(progress, f"reading {key}"))
-        for key in ("data", "held_out")
+    table = read_table(recipe, settings)
+    find = bool(table.pop(FIND_LR, False))
+    given = dict(table)
+    where = f"{recipe.path}: train"
+    (config, files), rest = distribute(table, (TrainConfig, DataSettings), where)
+    job = Job(
+        folder=data,
+        files=files,
+        settings=rest,
+        preparation=recipe.preparation,
+        decoding=recipe.decoding,
+        labels=recipe.labels,
+        seed=config.seed,
+        where=where,
+        fixed_labels=bool(files.data),
+        progress=progress,
+        say=say,
     )
-    if pictures.classes != tuple(sorted(recipe.labels)):
-        raise InputError(
-            f"{data / files['data']}: its classes {list(pictures.classes)} are not the recipe's "
-            f"labels {list(recipe.labels)}"
-        )
+    transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
+    prepared = prepare(recipe.task, job)
+    if prepared.labels != recipe.labels:
+        say(f"classes: {', '.join(prepared.labels)}")
+        stem = data.resolve().stem
+        recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
     torch.manual_seed(config.seed)
-    model = build(recipe.source, len(recipe.labels), recipe.options, recipe.folder)
-    initial = data / files["initial"] if files["initial"] else None
-    if initial is not None:
-        start_from(model, initial)
-
-    def report(record: dict[str, Any]) -> None:
-        if "step" in record:
-            progress(f"epoch {record['epoch']}", record["step"], record["steps"])
-        else:
-            say(
-                f"epoch {record['epoch']}: loss {record['loss']}, top-1 {record['top1']:.2%}, "
-                f"{record['seconds']:.0f} s"
-            )
-
-    log = train(model, pictures, held_out, recipe.preparation, config, folder, report)
-    weights = folder / f"{recipe.name}.safetensors"
+    model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
+    initial = start(model, recipe, files.initial, data, transfer, progress, say)
+    if find:
+        return _find_rate(model, prepared.task, config, folder, progress)
+    report = _reporter(progress, say)
+    identity = {"recipe": recipe.name, "initial": initial, **given}
+    if transfer is None:
+        log = train(model, prepared.task, config, folder, report, identity)
+    else:
+        log = _transfer(
+            model, prepared.task, config, transfer, folder, report, identity, progress, say
+        )
+    kept = {
+        key: value for key, value in given.items() if key not in ("data", "held_out", "initial")
+    }
     about = {
         "recipe": recipe.name,
         "edgecv": __version__,
         "torch": torch.__version__,
-        "initial": f"{initial.name} {sha256_of(initial)}" if initial else "random",
-        "config": json.dumps(asdict(config)),
+        "initial": initial,
+        "config": json.dumps(kept),
     }
-    write_safetensors(model.state_dict(), weights, about, torch.float16)
-    stored = build(recipe.source, len(recipe.labels), recipe.options, recipe.folder)
-    load_into(stored, read_state_dict(weights), str(weights))
-    stored.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    top1 = accuracy(stored, held_out, recipe.preparation)
-    log_path = folder / f"{recipe.name}.log.json"
-    record = {**about, "config": asdict(config), "epochs": log, "stored_top1": top1}
-    write_json(log_path, record)
-    return TrainResult(weights, log_path, weights.stat().st_size, top1)
+    result = TrainResult(
+        folder / f"{recipe.name}.safetensors",
+        folder / f"{recipe.name}.toml",
+        folder / f"{recipe.name}.log.json",
+        0,
+        {},
+    )
+    return _store(result, model, recipe, prepared, about, log) if first else result
 
 
-def read_settings(recipe: Recipe, settings: Sequence[str]) -> tuple[TrainConfig, dict[str, str]]:
-    """The recipe's [train] table with ``key=value`` overrides: configuration, and files."""
-    if not recipe.train:
-        raise RecipeError(f"{recipe.path or recipe.name}: has no [train] table")
-    values: dict[str, Any] = dict(recipe.train)
+def prepare(task: str, job: Job) -> Prepared:
+    """The task of that name, with its data."""
+    if task not in TASKS:
+        raise RecipeError(f"{job.where}: there is no training for the task {task!r}")
+    module, _, function = TASKS[task].partition(":")
+    made: Prepared = getattr(importlib.import_module(module), function)(job)
+    return made
+
+
+def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
+    """The recipe's [train] table with ``key=value`` overrides.
+
+    A classifier's recipe without one is transfer learning by its defaults.
+    """
+    if not recipe.source:
+        raise RecipeError(f"{recipe.path or recipe.name}: has no [model] to train")
+    table: dict[str, Any] = dict(recipe.train)
+    if not table and recipe.task == "classify":
+        table = {"initial": "auto", "epochs": 20, "batch": 32, "transfer": {}}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting}: expected key=value")
-        values[key] = _parse(text)
-    files = {key: str(values.pop(key, "")) for key in FILES}
-    for key in ("data", "held_out"):
-        if not files[key]:
-            raise RecipeError(f"{recipe.path}: train.{key}: is missing; expected a folder or a zip")
-    return TrainConfig(**_typed(values, str(recipe.path))), files
+        *parents, last = key.split(".")
+        inner = table
+        for parent in parents:
+            inner[parent] = dict(inner.get(parent, {}))
+            inner = inner[parent]
+        inner[last] = _parse(text)
+    return table
 
 
-def _typed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    known = {f.name: type(f.default) for f in fields(TrainConfig)}
-    typed = {}
-    for key, value in values.items():
-        if key not in known:
-            names = ", ".join([*FILES, *known])
-            raise RecipeError(f"{where}: train.{key}: unknown key; known here are {names}")
-        if known[key] is float and type(value) is int:
-            value = float(value)
-        if type(value) is not known[key]:
-            raise RecipeError(
-                f"{where}: train.{key}: expected {known[key].__name__}, got {value!r}"
-            )
-        typed[key] = value
-    return typed
+def start(
+    model: nn.Module,
+    recipe: Recipe,
+    initial: str,
+    data: Path,
+    transfer: TransferSettings | None,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> str:
+    """Put the weights to start from into ``model``; what they are is returned, for the log."""
+    if initial in ("", "random"):
+        return "random"
+    if initial in CHOICES:
+        weights = resolve(recipe, initial, progress)
+        if weights.warning:
+            say(f"WARNING: {weights.warning}")
+        path = weights.path
+    else:
+        path = data / initial
+        if not path.is_file():
+            path = Path(initial)
+    if path is None or not path.is_file():
+        raise InputError(
+            f"{data / initial}: there are no such weights to start from; see train.initial"
+        )
+    start_from(model, path, head_of(model, transfer.head_layers) if transfer else [])
+    return f"{path.name} {sha256_of(path)}"
 
 
-def start_from(model: nn.Module, path: Path) -> None:
-    """Load the weights ``path`` into ``model``, all but a head of another class count."""
-    if not path.is_file():
-        raise InputError(f"{path}: there are no such weights to start from; see train.initial")
+def start_from(model: nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:
+    """Load the weights ``path`` into ``model``.
+
+    A head of another class count keeps its own, and so do the modules at the paths ``fresh``.
+    """
     own, state = model.state_dict(), read_state_dict(path)
     head = [k for k in own if k in state and own[k].shape != state[k].shape]
-    owners = {key.rpartition(".")[0] for key in head}
+    owners = {key.rpartition(".")[0] for key in head} - set(fresh)
     if len(owners) > 1:
         raise RecipeError(
             f"{path}: more than the last layer has another shape ({', '.join(sorted(owners))}); "
             f"these weights are another variant's"
         )
+    head += [key for key in own if key.rpartition(".")[0] in fresh]
     load_into(model, {**state, **{key: own[key] for key in head}}, str(path))
+
+
+def _transfer(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    settings: TransferSettings,
+    folder: Path,
+    report: Report,
+    identity: Mapping[str, Any],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The head on frozen features, then the net from the chosen layer on."""
+    if not isinstance(task, ClassificationTask):
+        raise RecipeError("train.transfer: is for classifiers")
+    head = head_of(model, settings.head_layers)
+    freeze_up_to(model, settings.freeze, head)
+    say(f"the head {', '.join(head)}, on frozen features")
+    if settings.cached:
+        tail = tail_of(model, head)
+        features = FeatureTask(
+            task,
+            model,
+            tail,
+            settings.views,
+            config.seed,
+            lambda done, total: progress("features", done, total),
+        )
+        log = train(tail, features, config, folder / "head", report, identity)
+    else:
+        log = train(model, task, config, folder / "head", report, identity)
+    if not settings.epochs:
+        return log
+    unfreeze_from(model, settings.unfreeze_from)
+    tuning = replace(
+        config,
+        epochs=settings.epochs,
+        lr=settings.lr or config.lr / 10,
+        finish_epochs=0,
+        norms="frozen",
+    )
+    say(f"fine-tuning from {settings.unfreeze_from} at {tuning.lr:g}")
+    return log + train(model, task, tuning, folder / "tune", report, identity)
+
+
+def _store(
+    result: TrainResult,
+    model: nn.Module,
+    recipe: Recipe,
+    prepared: Prepared,
+    about: Mapping[str, str],
+    log: Sequence[Mapping[str, Any]],
+) -> TrainResult:
+    """Weights, log and recipe; the scores are those of the weights read back."""
+    write_safetensors(model.state_dict(), result.weights, about, torch.float16)
+    stored = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
+    load_into(stored, read_state_dict(result.weights), str(result.weights))
+    stored.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    with torch.no_grad():
+        scores = prepared.task.evaluate(stored)
+    config = json.loads(about["config"])
+    write_json(result.log, {**about, "config": config, "epochs": list(log), "stored": scores})
+    table = {**recipe_table(recipe), "train": config}
+    table["weights"] = {"bundled": {"file": result.weights.name, "source": "edgecv train"}}
+    with atomic_write(result.recipe) as file:
+        file.write(tomli_w.dumps(table).encode())
+    return replace(result, size_bytes=result.weights.stat().st_size, scores=scores)
+
+
+def _find_rate(
+    model: nn.Module, task: Task, config: TrainConfig, folder: Path, progress: Progress
+) -> RateResult:
+    test = range_test(model, task, config, progress=progress)
+    picture = folder / "lr.png"
+    draw_rates(picture, test.rates, test.losses, test.proposed)
+    return RateResult(picture, test.proposed)
+
+
+def _reporter(progress: Progress, say: Callable[[str], None]) -> Report:
+    def report(record: dict[str, Any]) -> None:
+        if "step" in record:
+            steps, epoch = record["steps"], record["epoch"]
+            done, total = (epoch - 1) * steps + record["step"], record["epochs"] * steps
+            progress("training", done, total)
+            return
+        scores = ", ".join(
+            f"{key} {value:.2%}" if 0 <= value <= 1 else f"{key} {value:g}"
+            for key, value in record.items()
+            if key not in ("epoch", "loss", "seconds")
+        )
+        say(f"epoch {record['epoch']}: loss {record['loss']}, {scores}, {record['seconds']:.0f} s")
+
+    return report
 
 
 def _parse(text: str) -> Any:
@@ -150,7 +333,3 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _titled(progress: Progress, title: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(title, done, total)

@@ -1,0 +1,137 @@
+"""Learning to classify: one label a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from edgecv.errors import RecipeError
+from edgecv.spec import Preparation
+from edgecv.train.data import LabelledPictures, class_names, load_pictures, split
+from edgecv.train.job import Job, Prepared
+from edgecv.train.pixels import normalize, shift_and_flip
+from edgecv.train.settings import at_least, one_of
+from edgecv.train.task import Batch, device_of
+
+SCORED = 250  # pictures at a time
+
+
+@dataclass(frozen=True)
+class ClassifySettings:
+    """A classifier's keys of a recipe's [train] table."""
+
+    label_smoothing: float = 0.1  # Szegedy et al., arXiv:1512.00567
+    shift: int = 8  # pixels: random translation, the border reflected
+    flip: bool = True
+    class_weights: str = "none"  # or balanced: a class counts by the inverse of its frequency
+
+    def __post_init__(self) -> None:
+        one_of("class_weights", self.class_weights, ("none", "balanced"))
+        at_least("shift", self.shift, 0)
+        if not 0 <= self.label_smoothing < 1:
+            raise RecipeError(f"label_smoothing: expected 0 to below 1, got {self.label_smoothing}")
+
+
+class ClassificationTask:
+    """See :class:`edgecv.train.task.Task`. The net gives logits ``[N, classes]``."""
+
+    metric = "top1"
+
+    def __init__(
+        self,
+        pictures: LabelledPictures,
+        held_out: LabelledPictures,
+        preparation: Preparation,
+        settings: ClassifySettings,
+    ) -> None:
+        self.pictures, self.held_out = pictures, held_out
+        self.preparation, self.settings = preparation, settings
+        self.weights = class_weights(pictures, settings)
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(len(self.pictures.labels), generator=generator)
+
+    def plain(self, index: Tensor) -> Tensor:
+        return normalize(self.pictures.pixels[index], self.preparation)
+
+    def held_out_inputs(self, index: Tensor) -> Tensor:
+        """The held-out pictures at ``index``, as at inference."""
+        return normalize(self.held_out.pixels[index], self.preparation)
+
+    def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
+        settings = self.settings
+        pixels = shift_and_flip(
+            self.pictures.pixels[index], settings.shift, settings.flip, generator
+        )
+        labels = self.pictures.labels[index]
+        share = share_of(labels, part, self.weights)
+        return Batch(normalize(pixels[part], self.preparation), labels[part], share)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        weights = None if self.weights is None else self.weights.to(outputs.device)
+        return cross_entropy(
+            outputs, targets, weights, label_smoothing=self.settings.label_smoothing
+        )
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """``top1``: the part of the held-out pictures that is right, from 0 to 1."""
+        device, labels, right = device_of(model), self.held_out.labels, 0
+        for index in torch.split(torch.arange(len(labels)), SCORED):
+            answers = model(self.held_out_inputs(index).to(device)).argmax(1).cpu()
+            right += int((answers == labels[index]).sum())
+        return {"top1": right / len(labels)}
+
+
+def class_weights(pictures: LabelledPictures, settings: ClassifySettings) -> Tensor | None:
+    """``N / (classes * n_c)`` for each class, None where all count alike."""
+    if settings.class_weights == "none":
+        return None
+    counts = torch.bincount(pictures.labels, minlength=len(pictures.classes))
+    return len(pictures.labels) / (len(counts) * counts)
+
+
+def share_of(labels: Tensor, part: slice, weights: Tensor | None) -> float:
+    """What ``labels[part]`` weighs in the mean over ``labels``."""
+    if weights is None:
+        return len(labels[part]) / len(labels)
+    return (weights[labels[part]].sum() / weights[labels].sum()).item()
+
+
+def prepare(job: Job) -> Prepared:
+    """Read ``job``'s pictures, a folder per class."""
+    settings = job.flat(ClassifySettings)
+    job.done()
+    pictures, held_out = labelled(job)
+    return Prepared(
+        ClassificationTask(pictures, held_out, job.preparation, settings), pictures.classes
+    )
+
+
+def labelled(job: Job) -> tuple[LabelledPictures, LabelledPictures]:
+    """The pictures to learn from and those held out, with the recipe's labels or their own."""
+    source = job.path(job.files.data)
+    names = class_names(source)
+    fixed = job.fixed_labels or set(names) == set(job.labels)
+
+    def read(path: Path, title: str, classes: Sequence[str]) -> LabelledPictures:
+        pictures = load_pictures(
+            path,
+            job.preparation,
+            job.titled(f"reading {title}"),
+            classes=classes,
+            skip_broken=job.files.skip_broken,
+        )
+        for text in pictures.skipped:
+            job.say(f"left out: {text}")
+        return pictures
+
+    pictures = read(source, "data", job.labels if fixed else names)
+    if not job.files.held_out:
+        return split(pictures, job.files.split, job.seed)
+    return pictures, read(job.path(job.files.held_out), "held_out", pictures.classes)

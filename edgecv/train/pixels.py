@@ -1,0 +1,33 @@
+"""Pixels of a training set: the plain augmentation, on uint8, and the net's numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from edgecv.spec import Preparation
+
+
+def shift_and_flip(pixels: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """uint8 ``[n, H, W, 3]``, each picture moved by up to ``shift`` pixels and mirrored by chance.
+
+    The border is reflected.
+    """
+    n, height, width, _ = pixels.shape
+    s = shift
+    flips = torch.rand(n, generator=generator) < (0.5 if flip else 0.0)
+    corners = torch.randint(0, 2 * s + 1, (2, n), generator=generator)
+    padded = pad(pixels.permute(0, 3, 1, 2).float(), (s, s, s, s), mode="reflect")
+    padded = padded.to(torch.uint8).permute(0, 2, 3, 1)
+    rows = corners[0][:, None] + torch.arange(height)
+    columns = corners[1][:, None] + torch.arange(width)
+    columns = torch.where(flips[:, None], columns.flip(1), columns)
+    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def normalize(pixels: Tensor, preparation: Preparation) -> Tensor:
+    """uint8 ``[n, H, W, C]`` to float ``[n, C, H, W]`` as the contract has it."""
+    x = pixels.permute(0, 3, 1, 2).float()  # a view of NHWC memory: channels_last already
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (preparation.mean, preparation.std))
+    return (x / preparation.divisor - mean) / std
