@@ -30,7 +30,7 @@ class MobileTrunk(nn.Module):
     def __init__(self, width: float) -> None:
         super().__init__()
         # the last 1x1 convolution, to 1280 channels, serves the classifier only
-        self.features = mobilenet_v2(1, width=width).features[: TAPS[32] + 1]
+        self.features = nn.Sequential(*list(mobilenet_v2(1, width=width).features)[: TAPS[32] + 1])
 
     def width(self, stride: int) -> int:
         """The channels of the map at ``stride``."""

@@ -52,7 +52,8 @@ def kmeans(sizes: Sizes, count: int, seed: int = 0) -> Sizes:
         for k in range(count):
             if (member == k).any():
                 centers[k] = sizes[member == k].mean(axis=0)
-    return centers[np.argsort(centers.prod(axis=1), kind="stable")]
+    rising: Sizes = centers[np.argsort(centers.prod(axis=1), kind="stable")]
+    return rising
 
 
 def mean_best_iou(sizes: Sizes, anchors: Sizes) -> float:

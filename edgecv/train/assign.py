@@ -45,8 +45,8 @@ class Cells:
         return cls(torch.cat(places), torch.cat(scales), torch.cat(sizes), shapes)
 
     def to(self, device: torch.device) -> Cells:
-        moved = (t.to(device) for t in (self.place, self.stride, self.anchor))
-        return Cells(*moved, self.shapes)
+        place, stride, anchor = (t.to(device) for t in (self.place, self.stride, self.anchor))
+        return Cells(place, stride, anchor, self.shapes)
 
 
 @dataclass(frozen=True, eq=False)

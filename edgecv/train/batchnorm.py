@@ -29,7 +29,7 @@ def is_folded(model: nn.Module) -> bool:
 
 
 def _is_fresh(norm: nn.BatchNorm2d) -> bool:
-    return torch.all(norm.weight == 1).item() and torch.all(norm.bias == 0).item()
+    return bool(torch.all(norm.weight == 1) and torch.all(norm.bias == 0))
 
 
 @torch.no_grad()

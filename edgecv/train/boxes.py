@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from edgecv.results import Placement
 from edgecv.train.fitted import FittedPictures
 from edgecv.train.job import Job
 from edgecv.train.views import ViewSettings
+
+T = TypeVar("T")
 
 VISIBLE = 0.25  # the share of an object that must be left inside for it to be looked for
 
@@ -73,9 +77,7 @@ def read_boxes(job: Job, settings: ViewSettings) -> tuple[BoxData, BoxData, tupl
     return data, data if second is None else fit(second, job, "held_out"), labels
 
 
-def divide(
-    pictures: list[LabelledPicture], job: Job
-) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
+def divide(pictures: Sequence[T], job: Job) -> tuple[list[T], list[T]]:
     """Two parts by the job's seed, its ``split`` of the pictures in the second."""
     if len(pictures) < 2:
         raise InputError(
@@ -84,7 +86,7 @@ def divide(
     order = np.random.default_rng(job.seed).permutation(len(pictures))
     count = min(max(1, round(job.files.split * len(pictures))), len(pictures) - 1)
     held = set(order[:count].tolist())
-    parts: tuple[list[LabelledPicture], list[LabelledPicture]] = ([], [])
+    parts: tuple[list[T], list[T]] = ([], [])
     for i, picture in enumerate(pictures):
         parts[i in held].append(picture)
     return parts
@@ -103,9 +105,7 @@ def fit(labelled: list[LabelledPicture], job: Job, title: str) -> BoxData:
     truth = tuple(labelled[i] for i in pictures.kept)
     boxes, classes = [], []
     for one, placement in zip(truth, pictures.placements, strict=True):
-        found, index = inside(
-            placed(one, placement), placement.input_width, placement.input_height
-        )
+        found, index = inside(placed(one, placement), placement.input_width, placement.input_height)
         index = index[~torch.from_numpy(one.crowd)[index]]
         boxes.append(found[index])
         classes.append(torch.from_numpy(one.classes)[index])
@@ -128,4 +128,3 @@ def inside(boxes: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
     before = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     after = (cut[:, 2:] - cut[:, :2]).clamp_min(0).prod(1)
     return cut, torch.nonzero((after > 0) & (after >= VISIBLE * before))[:, 0]
-

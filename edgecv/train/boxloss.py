@@ -35,8 +35,9 @@ def box_loss(found: Tensor, truth: Tensor, kind: str, size: Tensor) -> Tensor:
     iou = inter / union.clamp_min(SMALL)
     if kind == "iou":
         return 1 - iou.square()
-    low, high = torch.minimum(found[..., :2], truth[..., :2]), torch.maximum(
-        found[..., 2:], truth[..., 2:]
+    low, high = (
+        torch.minimum(found[..., :2], truth[..., :2]),
+        torch.maximum(found[..., 2:], truth[..., 2:]),
     )
     hull = (high - low).clamp_min(0)
     if kind == "giou":

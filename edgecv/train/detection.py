@@ -122,8 +122,8 @@ def with_anchors(spec: ModelSpec, data: BoxData, job: Job) -> Decoding:
             f"{job.where}.detect.anchors: {spec.decoding.kind} has no anchors; leave it out"
         )
     strides, table = options.strides(), options.numbers("anchors")
-    sizes = torch.cat(data.boxes)
-    sizes = (sizes[:, 2:] - sizes[:, :2]).numpy().astype(np.float64)
+    boxes = torch.cat(data.boxes)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).numpy().astype(np.float64)
     try:
         found = kmeans(sizes, table.shape[0] * table.shape[1], job.seed).round(1)
     except InputError as error:

@@ -18,6 +18,27 @@ from edgecv.spec import Preparation
 MEMORY = 4 << 30  # bytes of pixels that are kept; a larger set is read again for every batch
 
 
+class Kept:
+    """Arrays of one shape by their numbers, in memory while there is room for all of them."""
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self._room = memory
+        self._arrays: list[NDArray[np.uint8]] | None = []
+
+    def add(self, array: NDArray[np.uint8]) -> None:
+        self._room -= array.nbytes
+        if self._room < 0:
+            self._arrays = None
+        if self._arrays is not None:
+            self._arrays.append(array)
+
+    def take(self, index: Tensor, read: Callable[[int], NDArray[np.uint8]]) -> Tensor:
+        """Those at ``index`` ``[n]``, stacked; ``read`` gives one that was not kept."""
+        arrays, places = self._arrays, index.tolist()
+        found = [read(i) if arrays is None else arrays[i] for i in places]
+        return torch.from_numpy(np.stack(found))
+
+
 class FittedPictures:
     """``paths`` prepared as at inference. ``placements[i]`` says where picture i lies in the input.
 
@@ -33,7 +54,6 @@ class FittedPictures:
         progress: Callable[[int, int], None] = lambda done, total: None,
         *,
         skip_broken: bool = False,
-        memory: int = MEMORY,
     ) -> None:
         if preparation.fit == "multiple":
             raise RecipeError(
@@ -41,10 +61,9 @@ class FittedPictures:
                 'in batches: train with "letterbox", and change the fit for the export'
             )
         self.preparation = preparation
-        shape = (len(paths), preparation.height, preparation.width, preparation.channels)
-        store = np.empty(shape, np.uint8) if np.prod(shape) <= memory else None
         self.kept: list[int] = []
         self.placements: list[Placement] = []
+        self._pixels = Kept()
         skipped = []
         for i, path in enumerate(paths):
             try:
@@ -54,8 +73,7 @@ class FittedPictures:
                     raise InputError(f"{error}; --set skip_broken=true leaves such out") from error
                 skipped.append(str(error))
                 continue
-            if store is not None:
-                store[len(self.kept)] = pixels
+            self._pixels.add(pixels)
             self.kept.append(i)
             self.placements.append(placement)
             if i % 100 == 0 or i + 1 == len(paths):
@@ -64,17 +82,13 @@ class FittedPictures:
             raise InputError(f"not one of {len(paths)} pictures can be read: {skipped[:1]}")
         self.skipped = tuple(skipped)
         self.paths = tuple(paths[i] for i in self.kept)
-        self._store = None if store is None else torch.from_numpy(store[: len(self.kept)])
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def pixels(self, index: Tensor) -> Tensor:
         """uint8 ``[n, H, W, C]`` of the pictures ``index``, int64 ``[n]``."""
-        if self._store is not None:
-            return self._store[index]
-        read = [_fit(self.paths[i], self.preparation)[0] for i in index.tolist()]
-        return torch.from_numpy(np.stack(read))
+        return self._pixels.take(index, lambda i: _fit(self.paths[i], self.preparation)[0])
 
 
 def _fit(path: Path, preparation: Preparation) -> tuple[NDArray[np.uint8], Placement]:

@@ -24,6 +24,8 @@ class DataSettings:
     held_out: str = ""  # what is scored after each epoch; none: a part of the data, by ``split``
     split: float = 0.2  # of each class, held out by seed
     initial: str = ""  # weights to start from: a file, auto, imagenet, bundled or random
+    trunk: str = ""  # a classifier's weights, for the part of another net that is one: a file
+    freeze: str = ""  # a module's path: everything up to and including it stays as it came
     skip_broken: bool = False  # leave out pictures that cannot be read, instead of stopping
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ class Prepared:
 
     task: Task
     labels: tuple[str, ...]
+    decoding: Decoding | None = None  # where the data has changed the recipe's
 
 
 def distribute(

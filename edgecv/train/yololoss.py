@@ -6,7 +6,6 @@ over a batch's cells, divided by ``count``, the number of objects in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,9 +83,9 @@ class AnchorLoss:
         self.settings = settings
         self.kind = "ciou" if settings.box_loss == "auto" else settings.box_loss
 
-    def __call__(self, outputs: Sequence[Tensor], objects: Objects, count: Tensor) -> Tensor:
-        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        raw = torch.cat([self._rows(one) for one in outputs], 1)  # [N, cells, 5 + C]
+    def __call__(self, outputs: Any, objects: Objects, count: Tensor) -> Tensor:
+        maps = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        raw = torch.cat([self._rows(one) for one in maps], 1)  # [N, cells, 5 + C]
         cells = self.cells.to(raw.device)
         _expect(raw.shape[1], len(cells.stride), f"strides {list(self.strides)} with anchors")
         boxes = self._boxes(raw, cells)
@@ -111,7 +110,9 @@ class AnchorLoss:
 
     def _rows(self, output: Tensor) -> Tensor:
         """A map ``[N, A * (5 + C), H, W]`` as ``[N, A * H * W, 5 + C]``."""
-        return output.unflatten(1, (self.anchors, -1)).permute(0, 1, 3, 4, 2).flatten(1, 3)
+        n, _, rows, columns = output.shape
+        view = output.reshape(n, self.anchors, -1, rows, columns)
+        return view.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
     def _boxes(self, raw: Tensor, cells: Cells) -> Tensor:
         xy, wh = raw[..., :2].sigmoid(), raw[..., 2:4]
@@ -180,7 +181,9 @@ class GridLoss:
         values = side * side * (5 * self.boxes + self.classes)
         _expect(outputs[0].numel(), values, f"grid {side} with {self.boxes} boxes a cell")
         rows = outputs.reshape(len(outputs), side * side, -1)
-        part = rows[..., : 5 * self.boxes].unflatten(2, (self.boxes, 5))  # [N, S * S, B, 5]
+        part = rows[..., : 5 * self.boxes].reshape(
+            *rows.shape[:2], self.boxes, 5
+        )  # [N, S * S, B, 5]
         cell = torch.arange(side * side, device=rows.device)
         corner = torch.stack([cell % side, cell // side], 1)[:, None]
         shape = part[..., 2:4].square() if self.rooted else part[..., 2:4]
@@ -200,7 +203,8 @@ class GridLoss:
         loss = loss + (weight * (part[..., 4] - wanted).square()).sum()
         scores = rows[found.picture, found.cell, 5 * self.boxes :]
         kinds = one_hot(objects.classes[found.object], scores.shape[1])
-        return (loss + self.settings.classes * (scores - kinds).square().sum()) / count
+        loss = loss + self.settings.classes * (scores - kinds).square().sum()
+        return loss / count
 
     def _largest(self, objects: Objects, size: Tensor) -> Matches:
         center = (objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2 / size
