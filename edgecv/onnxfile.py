@@ -13,12 +13,11 @@ from pathlib import Path
 from edgecv.enginefile import is_engine, read_header
 from edgecv.errors import SpecError
 from edgecv.files import atomic_write
-from edgecv.wire import fields, mapped, text, varint
+from edgecv.onnxproto import ENTRY_KEY, ENTRY_VALUE, MODEL_GRAPH, MODEL_METADATA
+from edgecv.wire import fields, mapped, message, text
 
 MAX_ENTRY_BYTES = 16 * 1024 * 1024  # a contract of 21,000 labels and a self-test stays under 1 MB
 MAX_FIELDS = 100_000  # at the top level: a real file has one per opset, function and entry
-
-_GRAPH, _METADATA = 7, 14  # field numbers of ModelProto
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -36,8 +35,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     graph_seen = False
     with mapped(path) as data:
         for number, start, end, _ in fields(data, path, limit=MAX_FIELDS):
-            graph_seen = graph_seen or number == _GRAPH
-            if number == _METADATA:
+            graph_seen = graph_seen or number == MODEL_GRAPH
+            if number == MODEL_METADATA:
                 if end - start > MAX_ENTRY_BYTES:
                     size = f"{end - start} bytes"
                     raise SpecError(f"{path}: a metadata entry of {size}; that is no contract")
@@ -60,20 +59,18 @@ def write_metadata(
     kept = []
     position = 0
     for number, start, end, _ in fields(data, Path(path), limit=MAX_FIELDS):
-        if not (number == _METADATA and _entry(data[start:end], Path(path))[0] == key):
+        if not (number == MODEL_METADATA and _entry(data[start:end], Path(path))[0] == key):
             kept.append(data[position:end])
         position = end
-    raw_key, raw_value = key.encode(), value.encode()
-    entry = b"\x0a" + varint(len(raw_key)) + raw_key + b"\x12" + varint(len(raw_value)) + raw_value
-    tag = varint(_METADATA << 3 | 2)
+    entry = message(ENTRY_KEY, key.encode()) + message(ENTRY_VALUE, value.encode())
     with atomic_write(path) as out:
-        out.writelines([*kept, tag, varint(len(entry)), entry])
+        out.writelines([*kept, message(MODEL_METADATA, entry)])
 
 
 def _entry(data: bytes, path: Path) -> tuple[str, str]:
     """Key and value of a ``StringStringEntryProto``."""
-    texts = {1: "", 2: ""}
+    texts = {ENTRY_KEY: "", ENTRY_VALUE: ""}
     for field in fields(data, path, limit=MAX_FIELDS):
         if field.number in texts:
             texts[field.number] = text(data, field, path)
-    return texts[1], texts[2]
+    return texts[ENTRY_KEY], texts[ENTRY_VALUE]

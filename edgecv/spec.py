@@ -16,15 +16,15 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from edgecv.errors import SpecError
+from edgecv.jsonobject import JsonObject
 from edgecv.onnxfile import read_metadata, write_metadata
 
 VERSION = 2  # of the contracts that this code writes
 READER = 2  # the highest min_reader that this code understands
 METADATA_KEY = "edgecv.spec"
-MAX_LABELS = 100_000  # ImageNet-21k has 21,841
 MAX_TENSORS = 256
 MAX_RANK = 16
 
@@ -217,7 +217,7 @@ class ModelSpec:
             ) from error
         if not isinstance(data, dict):
             raise SpecError(f"{where}: expected a JSON object, got {type(data).__name__}")
-        reader = _Reader(data, where)
+        reader = JsonObject(data, where)
         if (needed := reader.get("min_reader", int)) > READER:
             raise SpecError(
                 f"{where}: written for readers of version {needed} and later, this EdgeCV reads up "
@@ -226,8 +226,8 @@ class ModelSpec:
         return cls(
             name=reader.get("name", str),
             task=reader.get("task", str),
-            inputs=reader.tensors("inputs"),
-            outputs=reader.tensors("outputs"),
+            inputs=_tensors(reader, "inputs"),
+            outputs=_tensors(reader, "outputs"),
             preparation=_preparation(reader.child("preparation")),
             decoding=_decoding(reader.child("decoding")),
             labels=reader.strings("labels"),
@@ -242,71 +242,25 @@ class ModelSpec:
         )
 
 
-T = TypeVar("T")
+def _tensors(given: JsonObject, key: str) -> tuple[TensorSpec, ...]:
+    tensors = []
+    items = given.get(key, list)
+    if len(items) > MAX_TENSORS:
+        raise SpecError(f"{given.where}: {key!r} has {len(items)} tensors; at most {MAX_TENSORS}")
+    for index, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise SpecError(f"{given.where}: {key}[{index}] must be an object")
+        reader = JsonObject(item, f"{given.where}: {key}[{index}]")
+        shape = reader.get("shape", list)
+        if len(shape) > MAX_RANK or not all(
+            isinstance(s, int | str) and not isinstance(s, bool) for s in shape
+        ):
+            raise SpecError(f"{reader.where}: 'shape' must hold at most {MAX_RANK} sizes and names")
+        tensors.append(TensorSpec(reader.get("name", str), tuple(shape), reader.get("dtype", str)))
+    return tuple(tensors)
 
 
-class _Reader:
-    """Typed access to a JSON object; each error names the key by its full path."""
-
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        self.data, self.where = data, where
-
-    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
-        value = self.data.get(key, default)
-        if value is None:
-            raise SpecError(f"{self.where}: {key!r} is missing")
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise SpecError(
-                f"{self.where}: {key!r} must be {kind.__name__}, got {type(value).__name__}"
-            )
-        return value
-
-    def child(self, key: str) -> _Reader:
-        return _Reader(self.get(key, dict), f"{self.where}: {key}")
-
-    def strings(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
-        values = self.get(key, list, default)
-        if len(values) > MAX_LABELS:
-            raise SpecError(
-                f"{self.where}: {key!r} has {len(values)} entries; at most {MAX_LABELS}"
-            )
-        if not all(isinstance(value, str) for value in values):
-            raise SpecError(f"{self.where}: {key!r} must be a list of strings")
-        return tuple(values)
-
-    def floats(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        values = self.get(key, list, list(default))
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            raise SpecError(f"{self.where}: {key!r} must be a list of numbers")
-        return tuple(float(value) for value in values)
-
-    def tensors(self, key: str) -> tuple[TensorSpec, ...]:
-        tensors = []
-        items = self.get(key, list)
-        if len(items) > MAX_TENSORS:
-            raise SpecError(
-                f"{self.where}: {key!r} has {len(items)} tensors; at most {MAX_TENSORS}"
-            )
-        for index, item in enumerate(items):
-            if not isinstance(item, dict):
-                raise SpecError(f"{self.where}: {key}[{index}] must be an object")
-            reader = _Reader(item, f"{self.where}: {key}[{index}]")
-            shape = reader.get("shape", list)
-            if len(shape) > MAX_RANK or not all(
-                isinstance(s, int | str) and not isinstance(s, bool) for s in shape
-            ):
-                raise SpecError(
-                    f"{reader.where}: 'shape' must hold at most {MAX_RANK} sizes and names"
-                )
-            tensors.append(
-                TensorSpec(reader.get("name", str), tuple(shape), reader.get("dtype", str))
-            )
-        return tuple(tensors)
-
-
-def _preparation(reader: _Reader) -> Preparation:
+def _preparation(reader: JsonObject) -> Preparation:
     resize = reader.data.get("resize")
     return Preparation(
         height=reader.get("height", int),
@@ -327,7 +281,7 @@ def _preparation(reader: _Reader) -> Preparation:
     )
 
 
-def _decoding(reader: _Reader) -> Decoding:
+def _decoding(reader: JsonObject) -> Decoding:
     return Decoding(reader.get("kind", str), reader.get("options", dict, {}))
 
 

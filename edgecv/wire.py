@@ -1,8 +1,8 @@
 """ONNX files without the onnx package: protobuf's wire format, walked field by field.
 
-A message is a run of fields, each a number, a wire type and a value (protobuf.dev, "Encoding").
-Field numbers are those of onnx.proto3. Nothing is copied but what is asked for: the file is mapped
-into memory, so that gigabytes of weights are stepped over unread.
+A message is a run of fields, each a number, a wire type and a value (protobuf.dev, "Encoding");
+what the numbers mean is in :mod:`edgecv.onnxproto`. Nothing is copied but what is asked for: the
+file is mapped into memory, so that gigabytes of weights are stepped over unread.
 """
 
 from __future__ import annotations
@@ -102,6 +102,16 @@ def varint(value: int) -> bytes:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
+
+
+def message(number: int, value: bytes) -> bytes:
+    """A length-delimited field."""
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def integer(number: int, value: int) -> bytes:
+    """A varint field."""
+    return varint(number << 3) + varint(value)
 
 
 def text(data: Buffer, field: Field, where: Path | str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edgecv.cli.options import LabelsOption, OutputOption
 from edgecv.cli.output import JsonOption, Output
 
 
@@ -19,10 +20,8 @@ def command(
             help="What the file is: yolox, yolov8, yunet, ...; files by Ultralytics need none.",
         ),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write.")
-    ] = None,
+    labels: LabelsOption = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give a third party's ONNX file its contract; the graph stays as it is."""
@@ -43,7 +42,7 @@ def command(
             "outputs": ", ".join(f"{t.name} {list(t.shape)}" for t in spec.outputs),
             "decoding": spec.decoding.kind,
             "labels": f"{len(spec.labels)}: {shown}" if spec.labels else "none",
-            "file": f"{result.size_bytes:,} bytes, opset {result.header.opset}, {spec.precision}",
+            "file": f"{result.size_bytes:,} bytes, opset {result.graph.opset}, {spec.precision}",
         }
     )
     if "AGPL" in result.licence:

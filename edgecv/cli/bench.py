@@ -46,10 +46,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, throughput, load time, memory and energy, in turns."""
-    from edgecv.files import write_json
-    from edgecv.measure.record import identity
     from edgecv.workflows.bench import bench
-    from edgecv.workflows.report import report_on, write_html, write_markdown
 
     out = Output(as_json)
     with out.progress() as progress:
@@ -69,14 +66,8 @@ def command(
         )
     data = report.to_dict()
     _show(out, data)
-    if output is not None and report.records:
-        path = output / f"{identity(data)}.json" if output.is_dir() else output
-        write_json(path, data)
-        out.say(f"written to {path}")
-    if html is not None and report.records:
-        write_html(report_on([data]), html)
-    if markdown is not None and report.records:
-        write_markdown(report_on([data]), markdown)
+    if report.records:
+        _write(data, output, html, markdown, out)
     error = report.error()
     if error is not None and not report.records:
         raise error
@@ -85,6 +76,27 @@ def command(
         out.errors.print(f"error: {error}", style="red", markup=False)
     if error is not None or report.regressions:
         raise typer.Exit(CheckFailed.exit_code)
+
+
+def _write(
+    data: dict[str, Any],
+    output: Path | None,
+    html: Path | None,
+    markdown: Path | None,
+    out: Output,
+) -> None:
+    from edgecv.files import write_json
+    from edgecv.measure.record import identity
+    from edgecv.workflows.report import report_on, write_html, write_markdown
+
+    if output is not None:
+        path = output / f"{identity(data)}.json" if output.is_dir() else output
+        write_json(path, data)
+        out.say(f"written to {path}")
+    if html is not None:
+        write_html(report_on([data]), html)
+    if markdown is not None:
+        write_markdown(report_on([data]), markdown)
 
 
 def _show(out: Output, data: dict[str, Any]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgecv.cli.options import ModelArgument, OutputOption
 from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import InputError
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")],
+    model: ModelArgument,
     backend: Annotated[str, typer.Option(metavar="tensorrt|tensorrt-rtx", help="Who builds.")],
     gpu: Annotated[
         str | None, typer.Option(metavar="sm86,...", help="For which GPUs; default: this one.")
@@ -23,9 +23,7 @@ def command(
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let FP32 products round to TF32.")] = False,
     dla_core: Annotated[int | None, typer.Option(help="A Jetson's DLA core (tensorrt).")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write.")
-    ] = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a model to an engine ahead of time; tensorrt-rtx needs no GPU for it."""

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecv.cli.options import BackendOption
+from edgecv.cli.options import BackendOption, ModelArgument
 from edgecv.cli.output import JsonOption, Output
 
 WORST = 5  # classes of which the figure is shown
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")],
+    model: ModelArgument,
     dataset: Annotated[
         Path,
         typer.Argument(
@@ -43,7 +43,6 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Score a model on labelled pictures."""
-    from edgecv.evaluate.coco import MIN_SCORE
     from edgecv.files import sha256_of, write_json
     from edgecv.measure.report import EVAL_SCHEMA
     from edgecv.workflows.evaluate import evaluate
@@ -68,8 +67,17 @@ def command(
         "dataset": str(dataset),
         **score.to_dict(),
     }
-    columns = {**_columns(data), "ran on": f"{score.backend}, {score.precision}"}
-    out.pairs(columns, f"{model} on {dataset}")
+    _show(data, out)
+    if output is not None:
+        write_json(output, data)
+    out.result(data)
+
+
+def _show(data: dict[str, Any], out: Output) -> None:
+    from edgecv.evaluate.coco import MIN_SCORE
+
+    columns = {**_columns(data), "ran on": f"{data['backend']}, {data['precision']}"}
+    out.pairs(columns, f"{data['model']} on {data['dataset']}")
     if data.get("conf", 0) > MIN_SCORE:
         out.note(
             f"NMS in this file's graph drops what scores {data['conf']:g} or less, so this is the "
@@ -83,9 +91,6 @@ def command(
             f"no face was found in {len(data['no_face'])} of {data['pictures']} pictures, such as "
             f"{data['no_face'][0]}; their pairs count as not accepted"
         )
-    if output is not None:
-        write_json(output, data)
-    out.result(data)
 
 
 def _columns(data: dict[str, Any]) -> dict[str, str | int]:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgecv.cli.options import TARGETS, floats
+from edgecv.cli.options import TARGETS, LabelsOption, OutputOption, PixelsOption, floats
 from edgecv.cli.output import JsonOption, Output
 from edgecv.cli.quantize import show
 from edgecv.errors import InputError
 
 if TYPE_CHECKING:
     from edgecv.spec import ModelSpec
+    from edgecv.workflows.export import ExportResult
 
 
 def command(
@@ -36,12 +37,9 @@ def command(
     fit: Annotated[str | None, typer.Option(metavar="crop|stretch|letterbox")] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of 0 to 1.")] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of 0 to 1.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class names, one per line.")] = None,
+    labels: LabelsOption = None,
     batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Pictures per run.")] = "1",
-    pixels: Annotated[
-        bool,
-        typer.Option("--pixels-in", help="The file takes uint8 pixels, height x width x channel."),
-    ] = False,
+    pixels: PixelsOption = False,
     end2end: Annotated[
         bool, typer.Option("--end2end", help="Decoding and NMS in the graph (detectors).")
     ] = False,
@@ -52,9 +50,7 @@ def command(
         str | None,
         typer.Option(metavar=TARGETS, help="What will run the INT8 file; default: this machine."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write.")
-    ] = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a PyTorch model to an ONNX file that carries its contract, parity proven."""
@@ -84,6 +80,14 @@ def command(
             progress=progress,
             warn=out.warn,
         )
+    _show(result, out)
+    if result.quantized is not None:
+        show(result.quantized, out)
+    out.result(result.to_dict())
+
+
+def _show(result: ExportResult, out: Output) -> None:
+    """What was written, and from what; of an INT8 file its proof says the rest."""
     spec = result.spec
     (tensor,) = spec.inputs
     licence = f", {result.weights.licence}" if result.weights.licence else ""
@@ -105,9 +109,6 @@ def command(
         | _parity_lines(spec)
         | _nms_lines(spec)
     )
-    if result.quantized is not None:
-        show(result.quantized, out)
-    out.result(result.to_dict())
 
 
 def _append_nms(path: Path, end2end: bool, output: Path | None, out: Output) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,12 @@ from edgecv.errors import InputError
 
 TARGETS = "onnxruntime-x86|onnxruntime-x86-avx2|onnxruntime-arm|openvino|tensorrt"
 
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")]
+LabelsOption = Annotated[Path | None, typer.Option(help="Class names, one per line.")]
+PixelsOption = Annotated[
+    bool, typer.Option("--pixels-in", help="The file takes uint8 pixels, height x width x channel.")
+]
 BackendOption = Annotated[
     str, typer.Option("--backend", metavar="NAME", help="A name of `edgecv backends`, or auto.")
 ]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgecv.cli.options import BackendOption
+from edgecv.cli.options import BackendOption, ModelArgument
 from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import InputError
+
+if TYPE_CHECKING:
+    from edgecv.workflows.predict import Prediction
+    from edgecv.workflows.saving import Saver
 
 INTERRUPTED = 130
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")],
+    model: ModelArgument,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -45,43 +51,60 @@ def command(
     found, others = find_sources(sources)
     if others:
         out.note(f"left out {len(others)} files that are no pictures, such as {others[0]}")
-    results: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
-    count, interrupted = 0, False
+    told = _Told()
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(load(model, backend=backend))
         saver = stack.enter_context(Saver(save, found)) if save is not None else None
         progress = stack.enter_context(out.progress())
         backend_name = opened.info.backend
         answers = predict(opened, found, progress, conf=conf, iou=iou, note=out.note)
-        try:
-            with contextlib.closing(answers):
-                for prediction in answers:
-                    count += 1
-                    path = saver.save(prediction) if saver is not None else None
-                    entry = prediction.to_dict() | ({"saved": str(path)} if path else {})
-                    if prediction.result is None:
-                        failed.append(entry)
-                        out.errors.print(f"not read: {prediction.error}", style="red", markup=False)
-                    elif as_json:
-                        results.append(entry)
-                    else:
-                        typer.echo(str(prediction))
-        except KeyboardInterrupt:
-            interrupted = True
-            out.note(f"interrupted after {count} pictures; what is done is kept")
+        _tell(answers, saver, told, out)
     out.result(
         {
-            "results": results,
-            "failed": failed,
+            "results": told.results,
+            "failed": told.failed,
             "left_out": len(others),
-            "interrupted": interrupted,
+            "interrupted": told.interrupted,
             "backend": backend_name,
         }
     )
-    if interrupted:
+    if told.interrupted:
         raise typer.Exit(INTERRUPTED)
-    if failed and not as_json:
-        raise InputError(f"{len(failed)} of {count} pictures could not be read (named above)")
-    if failed:
+    if told.failed and not as_json:
+        raise InputError(
+            f"{len(told.failed)} of {told.count} pictures could not be read (named above)"
+        )
+    if told.failed:
         raise typer.Exit(InputError.exit_code)
+
+
+@dataclass
+class _Told:
+    """What was answered so far; the ``results`` are kept for programs only."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0
+    interrupted: bool = False
+
+
+def _tell(
+    answers: Generator[Prediction, None, None], saver: Saver | None, told: _Told, out: Output
+) -> None:
+    """Say, and save, each answer as it comes, until the last or Ctrl-C."""
+    try:
+        with contextlib.closing(answers):
+            for prediction in answers:
+                told.count += 1
+                path = saver.save(prediction) if saver is not None else None
+                entry = prediction.to_dict() | ({"saved": str(path)} if path else {})
+                if prediction.result is None:
+                    told.failed.append(entry)
+                    out.errors.print(f"not read: {prediction.error}", style="red", markup=False)
+                elif out.as_json:
+                    told.results.append(entry)
+                else:
+                    typer.echo(str(prediction))
+    except KeyboardInterrupt:
+        told.interrupted = True
+        out.note(f"interrupted after {told.count} pictures; what is done is kept")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgecv.cli.options import TARGETS
+from edgecv.cli.options import TARGETS, OutputOption, PixelsOption
 from edgecv.cli.output import JsonOption, Output
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def command(
     keep_float: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="A node that stays in float.")
     ] = None,
-    pixels: Annotated[
-        bool,
-        typer.Option("--pixels-in", help="The file takes uint8 pixels, height x width x channel."),
-    ] = False,
+    pixels: PixelsOption = False,
     seed: Annotated[int, typer.Option(help="Which pictures calibrate.")] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Write the file though it falls short.")
@@ -46,9 +43,7 @@ def command(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The proof as one self-contained page.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write.")
-    ] = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize an FP32 file to INT8, and prove what became of it."""

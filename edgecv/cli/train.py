@@ -16,6 +16,10 @@ def command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe.")
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw augmented pictures, and do not train."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path(
         "run"
     ),
@@ -25,6 +29,14 @@ def command(
     from edgecv.workflows.train import RateResult, train_recipe
 
     out = Output(as_json)
+    if preview is not None:
+        from edgecv.workflows.preview import preview_recipe
+
+        with out.progress() as progress:
+            sheet = preview_recipe(recipe, data, settings or [], preview, progress, out.say)
+        out.say(f"wrote {sheet.path} ({sheet.rows} pictures, {sheet.augmented} times)", "bold")
+        out.result(sheet.to_dict())
+        return
     with out.progress() as progress:
         result = train_recipe(recipe, data, settings or [], output, progress, out.say)
     if isinstance(result, RateResult):

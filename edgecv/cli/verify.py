@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgecv.cli.options import BackendOption
 from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from edgecv.workflows.verify import Verification
 
 
 def command(
@@ -59,8 +62,25 @@ def command(
             record=record,
             progress=progress,
         )
-    c = outcome.comparison
     out.say(f"{candidate} against {outcome.reference}, on {outcome.inputs}")
+    _show_outputs(outcome, out)
+    if outcome.target_note:
+        out.warn(outcome.target_note)
+    _show_layers(outcome, layers, out)
+    if save is not None:
+        out.say(f"{len(outcome.saved)} pictures whose answer changed are in {save}")
+    for check in outcome.checks:
+        word, style = ("passed", "green") if check.passed else ("FAILED", "bold red")
+        out.say(f"  {word}: {check.name} {check.value:.3e}, bound {check.bound:g}", style)
+    if record is not None:
+        out.say(f"recorded in {record}")
+    out.result(outcome.to_dict())
+    if not outcome.passed:
+        raise typer.Exit(CheckFailed.exit_code)
+
+
+def _show_outputs(outcome: Verification, out: Output) -> None:
+    c = outcome.comparison
     out.pairs(
         {
             "max |difference|": f"{c.max_abs:.3e}",
@@ -79,8 +99,9 @@ def command(
                 for name, o in outcome.outputs.items()
             ],
         )
-    if outcome.target_note:
-        out.warn(outcome.target_note)
+
+
+def _show_layers(outcome: Verification, asked: bool, out: Output) -> None:
     if (found := outcome.divergence) is not None:
         out.say(
             f"first node that diverges: {found.node} ({found.op}), tensor {found.tensor}, "
@@ -88,18 +109,8 @@ def command(
             f"{found.graph} graph",
             "bold red",
         )
-    elif layers and not outcome.layers:
+    elif asked and not outcome.layers:
         out.say("no node diverges")
     for layer in outcome.layers[:10]:
         own = "exact" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f} dB"
         out.say(f"  noise at the output {layer.contribution:.2e}, own SQNR {own}: {layer.node}")
-    if save is not None:
-        out.say(f"{len(outcome.saved)} pictures whose answer changed are in {save}")
-    for check in outcome.checks:
-        word, style = ("passed", "green") if check.passed else ("FAILED", "bold red")
-        out.say(f"  {word}: {check.name} {check.value:.3e}, bound {check.bound:g}", style)
-    if record is not None:
-        out.say(f"recorded in {record}")
-    out.result(outcome.to_dict())
-    if not outcome.passed:
-        raise typer.Exit(CheckFailed.exit_code)

@@ -1,9 +1,4 @@
-"""Verification data sets: pairs of pictures, of one person or of two; accuracy by folds.
-
-The accuracy is that of the LFW protocol (Huang et al. 2007): for each of ten folds the threshold is
-chosen on the other nine and scored on this one, so that no pair helps to choose the threshold that
-judges it.
-"""
+"""Verification data sets: pairs of pictures, of one person or of two."""
 
 from __future__ import annotations
 
@@ -16,10 +11,8 @@ from numpy.typing import NDArray
 
 from edgecv.errors import InputError
 from edgecv.evaluate.coco import sample
-from edgecv.gallery.metrics import accepts
-from edgecv.gallery.thresholds import most_accurate, roc
+from edgecv.gallery.folds import deal
 
-FOLDS = 10
 _YES = {"yes", "true", "same", "1"}
 _NO = {"no", "false", "different", "0"}
 
@@ -69,43 +62,6 @@ def read_pairs(path: Path, limit: int | None = None) -> Pairs:
     left = np.array([index[row[0]] for row in rows], np.int64)
     right = np.array([index[row[1]] for row in rows], np.int64)
     return Pairs(pictures, left, right, same, folds)
-
-
-def deal(same: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """A fold for each pair ``[N]``, so that each has its share of both kinds.
-
-    Fewer than :data:`FOLDS` where there are fewer pairs of a kind; fewer than two pairs of a kind
-    are an :class:`~edgecv.errors.InputError`: one cannot both choose and be judged.
-    """
-    fewest = int(min(same.sum(), (~same).sum()))
-    if fewest < 2:
-        raise InputError(
-            f"expected at least 2 pairs of one person and 2 of two, got {int(same.sum())} and "
-            f"{int((~same).sum())}"
-        )
-    folds = np.empty(len(same), np.int64)
-    for kind in (same, ~same):
-        folds[kind] = np.arange(int(kind.sum())) % min(FOLDS, fewest)
-    return folds
-
-
-def fold_hits(
-    scores: NDArray[np.float64],
-    same: NDArray[np.bool_],
-    folds: NDArray[np.int64],
-    metric: str = "cosine",
-) -> tuple[NDArray[np.bool_], list[float]]:
-    """Which pairs ``[N]`` are judged right by a threshold chosen on the other folds, and the
-    thresholds, one per fold."""
-    hits = np.zeros(len(scores), bool)
-    thresholds = []
-    for fold in np.unique(folds):
-        here = folds == fold
-        chosen = most_accurate(roc(scores[~here], same[~here], metric)).threshold
-        accepted = np.array([accepts(metric, score, chosen) for score in scores[here]])
-        hits[here] = accepted == same[here]
-        thresholds.append(chosen)
-    return hits, thresholds
 
 
 _Row = tuple[str, str, bool, int]  # two names, whether of one person, the fold (-1: not stated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -287,7 +288,22 @@ def write_safetensors(
         if not key.endswith("num_batches_tracked")
     }
     with atomic_write(path) as file:
-        file.write(save(tensors, dict(metadata)))
+        file.write(_ordered(save(tensors, dict(metadata)), metadata))
+
+
+def _ordered(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with its metadata in the order given.
+
+    The library writes them in an order that changes from process to process, and the same
+    training gives the same bytes. Format: the header's length (8 bytes, little endian), the
+    header (JSON, padded with spaces to a multiple of 8), the tensors.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = {**json.loads(data[8:end]), "__metadata__": dict(metadata)}
+    header = {"__metadata__": header.pop("__metadata__"), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _some(names: list[str]) -> str:

@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike
 from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.gallery.engine import Engine, check_name, mean_template, unknown_name
-from edgecv.gallery.folder import MANIFEST, FolderEngine
+from edgecv.gallery.folder import FolderEngine
 from edgecv.gallery.metrics import accepts, better_by, check_vectors, is_similarity, pair_scores
 from edgecv.gallery.milvus import MilvusEngine, is_milvus
+from edgecv.gallery.segments import MANIFEST
 from edgecv.gallery.settings import Settings, Space
 
 TOP = 5  # people that an answer lists

@@ -18,12 +18,9 @@ of data, snapshots, the spare blocks of an SSD or SD card) they are beyond a pro
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,34 +30,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
-from edgecv.files import atomic_write, open_binary, write_json
+from edgecv.files import open_binary
 from edgecv.gallery.engine import mean_template, refuse_known, unknown_name
 from edgecv.gallery.lock import lock
 from edgecv.gallery.metrics import Vectors
 from edgecv.gallery.search import BLOCK, Block, Blocks, nearest
+from edgecv.gallery.segments import (
+    MANIFEST,
+    Names,
+    Rows,
+    erase,
+    manifest_identity,
+    parse_manifest,
+    read_segment,
+    read_whole,
+    write_manifest,
+    write_segment,
+)
 from edgecv.gallery.settings import Settings
-from edgecv.gallery.tensorfile import read_tensors, write_tensors
 
-FORMAT = "edgecv.gallery"
-VERSION = 1  # of the galleries that this code writes
-READER = 1  # the highest min_reader that this code understands
-MANIFEST = "gallery.json"
 LOOK = 0.25  # seconds between two looks at the manifest: changes are seen within a second
 LOCK_TIMEOUT = 30.0  # seconds that a writer waits for another
 RELOAD_TIMEOUT = 10.0  # seconds of a gallery changing faster than it can be read
-
-Names = NDArray[np.bytes_]  # [n], UTF-8: a tenth of the memory of a list of str
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Named vectors as a segment holds them."""
-
-    vectors: Vectors  # [n, D]
-    names: Names
-
-    def __getitem__(self, keep: NDArray[Any] | slice) -> _Rows:
-        return _Rows(self.vectors[keep], self.names[keep])
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,7 @@ class FolderEngine:
                     f"{path}: there are other files in this folder, such as {strangers[0]}; a "
                     f"gallery needs a folder of its own"
                 )
-            _write_manifest(path, settings, ())
+            write_manifest(path, settings, ())
         return cls(path)
 
     # --- reading ------------------------------------------------------------------------------
@@ -126,7 +117,7 @@ class FolderEngine:
     def vectors_of(self, name: str) -> Vectors:
         return _only(self._all_rows(), name, self.settings.space.dimension)
 
-    def _all_rows(self) -> list[_Rows]:
+    def _all_rows(self) -> list[Rows]:
         """The rows of one moment; read again where a writer has erased some of them meanwhile."""
         state = self._current()
         while True:
@@ -172,7 +163,7 @@ class FolderEngine:
         path = self.folder / MANIFEST
         deadline = time.monotonic() + RELOAD_TIMEOUT
         while True:
-            identity = _identity(path)
+            identity = manifest_identity(path)
             if old is not None and identity == old.identity:
                 return old
             with open_binary(path) as file:
@@ -182,16 +173,16 @@ class FolderEngine:
             try:
                 state = self._build(identity, text, old)
             except InputError:
-                if _read(path) == text:
+                if read_whole(path) == text:
                     raise
             else:
-                if _read(path) == text:
+                if read_whole(path) == text:
                     return state
             if time.monotonic() > deadline:
                 raise InputError(f"{self.folder}: the gallery is changed faster than it is read")
 
     def _build(self, identity: tuple[int, ...], text: bytes, old: _State | None) -> _State:
-        settings, segments = _parse_manifest(text, self.folder / MANIFEST)
+        settings, segments = parse_manifest(text, self.folder / MANIFEST)
         known = {} if old is None or old.settings.metric != settings.metric else old.blocks
         blocks: dict[str, tuple[Block, Names]] = {}
         if settings.pooling == "mean":
@@ -208,29 +199,29 @@ class FolderEngine:
         owners = tuple(names for _, names in blocks.values())
         return _State(identity, text, settings, segments, blocks, templates, owners)
 
-    def _segments(self, state: _State) -> Iterator[_Rows]:
+    def _segments(self, state: _State) -> Iterator[Rows]:
         """All rows, a segment at a time, from memory where they are there."""
         for segment in state.segments:
             if segment["file"] in state.blocks:
                 block, names = state.blocks[segment["file"]]
-                yield _Rows(block.vectors(), names)
+                yield Rows(block.vectors(), names)
             else:
                 yield from self._read([segment], state.settings)
 
-    def _read(self, segments: Sequence[Mapping[str, Any]], settings: Settings) -> Iterator[_Rows]:
+    def _read(self, segments: Sequence[Mapping[str, Any]], settings: Settings) -> Iterator[Rows]:
         for segment in segments:
-            yield _read_segment(self.folder, segment, settings.space.dimension)
+            yield read_segment(self.folder, segment, settings.space.dimension)
 
     # --- writing ------------------------------------------------------------------------------
 
     def change(self, settings: Settings) -> None:
         with self._writing() as state:
-            _write_manifest(self.folder, settings, state.segments)
+            write_manifest(self.folder, settings, state.segments)
 
     def add(self, names: Sequence[str], vectors: Vectors, extend: bool) -> None:
         with self._writing() as state:
             keys = _pack(names)
-            new = _Rows(vectors, keys)
+            new = Rows(vectors, keys)
             if not extend:
                 refuse_known(names, [n.decode() for n in self._known(state, keys)], self.where)
             if state.settings.pooling == "mean":
@@ -242,10 +233,10 @@ class FolderEngine:
                 (tail,) = self._read([kept.pop()], state.settings)
                 new = _join(tail, new)
             made = [
-                _write_segment(self.folder, new[i : i + BLOCK])
+                write_segment(self.folder, new[i : i + BLOCK])
                 for i in range(0, len(new.names), BLOCK)
             ]
-            _write_manifest(self.folder, state.settings, [*kept, *made])
+            write_manifest(self.folder, state.settings, [*kept, *made])
 
     def remove(self, names: Sequence[str]) -> int:
         with self._writing() as state:
@@ -262,8 +253,8 @@ class FolderEngine:
                 if not out.any():
                     kept.append(segment)
                 elif not out.all():
-                    kept.append(_write_segment(self.folder, rows[~out]))
-            _write_manifest(self.folder, state.settings, kept)
+                    kept.append(write_segment(self.folder, rows[~out]))
+            write_manifest(self.folder, state.settings, kept)
             return erased
 
     @contextlib.contextmanager
@@ -297,40 +288,26 @@ class FolderEngine:
     def _sweep(self, state: _State) -> None:
         """Erase what no manifest names; only the holder of the lock may."""
         for path in self._leftovers(state):
-            _erase(path)
-
-
-def _erase(path: Path) -> None:
-    try:
-        with path.open("r+b") as file:
-            left = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            while left > 0:
-                left -= file.write(bytes(min(left, 1 << 20)))
-            file.flush()
-            os.fsync(file.fileno())
-        path.unlink()
-    except OSError as error:
-        raise InputError(f"{path}: could not be erased ({error.strerror}); erase it") from error
+            erase(path)
 
 
 def _pack(names: Sequence[str]) -> Names:
     return np.array([name.encode() for name in names], np.bytes_)
 
 
-def _only(parts: Sequence[_Rows], name: str, dimension: int) -> Vectors:
+def _only(parts: Sequence[Rows], name: str, dimension: int) -> Vectors:
     mine = [part.vectors[part.names == name.encode()] for part in parts]
     return np.concatenate([np.empty((0, dimension), np.float32), *mine])
 
 
-def _join(a: _Rows, b: _Rows) -> _Rows:
-    return _Rows(
+def _join(a: Rows, b: Rows) -> Rows:
+    return Rows(
         np.concatenate([a.vectors, b.vectors]),
         np.concatenate([a.names, b.names]),
     )
 
 
-def _means(parts: list[_Rows], settings: Settings) -> tuple[Blocks, tuple[Names, ...]]:
+def _means(parts: list[Rows], settings: Settings) -> tuple[Blocks, tuple[Names, ...]]:
     """One template per person, ordered by name, in blocks."""
     if not parts:
         return Blocks(()), ()
@@ -341,101 +318,3 @@ def _means(parts: list[_Rows], settings: Settings) -> tuple[Blocks, tuple[Names,
     means = [mean_template(vectors[rows], settings.metric) for rows in np.split(order, cuts)]
     blocks = Blocks.of(np.concatenate(means), settings.metric)
     return blocks, tuple(names[i : i + BLOCK] for i in range(0, len(names), BLOCK))
-
-
-# --- the files --------------------------------------------------------------------------------
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path.parent}: there is no gallery here (no {MANIFEST}); `edgecv gallery enrol` "
-            f"makes one"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
-
-
-def _read(path: Path) -> bytes:
-    with open_binary(path) as file:
-        return file.read()
-
-
-def _write_manifest(
-    folder: Path, settings: Settings, segments: Sequence[Mapping[str, Any]]
-) -> None:
-    write_json(
-        folder / MANIFEST,
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "min_reader": 1,
-            "settings": settings.to_dict(),
-            "segments": [dict(segment) for segment in segments],
-        },
-    )
-
-
-def _parse_manifest(text: bytes, path: Path) -> tuple[Settings, tuple[Mapping[str, Any], ...]]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cut off or damaged ({error}); restore it from a copy") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"{path}: not a gallery's {MANIFEST} (its format is not {FORMAT!r})")
-    needed = data.get("min_reader")
-    if type(needed) is not int or needed > READER:
-        raise InputError(
-            f"{path}: written for readers of version {needed} and later, this EdgeCV reads up to "
-            f"{READER}; update EdgeCV"
-        )
-    segments = data.get("segments")
-    fine = isinstance(segments, list) and all(
-        isinstance(s, dict)
-        and isinstance(s.get("file"), str)
-        and Path(s["file"]).name == s["file"]  # never outside the folder
-        and type(s.get("count")) is int
-        and type(s.get("crc32")) is int
-        for s in segments
-    )
-    if not fine or not isinstance(segments, list):
-        raise InputError(f"{path}: its list of segments is damaged; restore it from a copy")
-    return Settings.from_dict(data.get("settings", {}), str(path)), tuple(segments)
-
-
-def _write_segment(folder: Path, rows: _Rows) -> dict[str, Any]:
-    name = f"vectors-{secrets.token_hex(8)}.safetensors"
-    width = max(1, rows.names.dtype.itemsize)
-    names = rows.names.astype(f"S{width}").view(np.uint8).reshape(len(rows.names), width)
-    tensors: dict[str, NDArray[Any]] = {"vectors": rows.vectors, "names": names}
-    with atomic_write(folder / name) as file:
-        write_tensors(file, tensors, {"format": FORMAT, "version": str(VERSION)})
-    return {"file": name, "count": len(names), "crc32": _checksum(tensors)}
-
-
-def _checksum(tensors: Mapping[str, NDArray[Any]]) -> int:
-    value = 0
-    for name in ("vectors", "names"):
-        value = zlib.crc32(np.ascontiguousarray(tensors[name]).data.cast("B"), value)
-    return value
-
-
-def _read_segment(folder: Path, segment: Mapping[str, Any], dimension: int) -> _Rows:
-    path = folder / segment["file"]
-    tensors, _ = read_tensors(path)
-    count = segment["count"]
-    shapes = {name: (str(t.dtype), t.shape[:1]) for name, t in tensors.items()}
-    expected = {
-        "vectors": ("float32", (count,)),
-        "names": ("uint8", (count,)),
-    }
-    fine = shapes == expected and tensors["vectors"].shape == (count, dimension)
-    if not fine or tensors["names"].ndim != 2 or _checksum(tensors) != segment["crc32"]:
-        raise InputError(
-            f"{path}: damaged: it is not what {MANIFEST} says of it; restore the folder from a copy"
-        )
-    names = np.ascontiguousarray(tensors["names"]).view(f"S{tensors['names'].shape[1]}")[:, 0]
-    return _Rows(tensors["vectors"], names)

@@ -54,6 +54,13 @@ class Roc:
         share = -gap[before] / (gap[after] - gap[before])
         return float(self.far[before] + share * (self.far[after] - self.far[before]))
 
+    @property
+    def auc(self) -> float:
+        """The area under the curve: the chance that a pair of one person scores better than a pair
+        of two, equal scores counting as half (Mann and Whitney's U)."""
+        means = (self.tar[1:] + self.tar[:-1]) / 2
+        return float((np.diff(self.far) * means).sum())
+
     def tar_at(self, far: float) -> float:
         """The highest TAR whose FAR is at most ``far``."""
         return float(self.tar[_last_within(self.far, far)])

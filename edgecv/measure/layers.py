@@ -1,6 +1,6 @@
 """Which layer is it? Intermediate tensors of two graphs compared, and INT8 layers ranked.
 
-The file is cut and given more outputs as bytes (:mod:`edgecv.measure.onnxgraph`), so that this
+The file is cut and given more outputs as bytes (:mod:`edgecv.measure.cut`), so that this
 works on a device, without the onnx package. Tensors are matched by name: exporting the same net
 twice gives the same names, and quantizing keeps those of the float tensors.
 """
@@ -18,7 +18,8 @@ import numpy as np
 
 from edgecv.errors import CheckFailed, InputError, RuntimeFailure
 from edgecv.measure.compare import FP32_MAX_REL, compare
-from edgecv.measure.onnxgraph import OnnxGraph, read_graph
+from edgecv.measure.cut import cut
+from edgecv.onnxgraph import OnnxGraph, read_graph
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Array
 
@@ -84,13 +85,13 @@ def first_divergence(
     if error > bound:
         return Divergence("input", "preparation", next(iter(feeds)), error, bound, "exported")
     common = _common(graph, parent)
-    expected = _run_ort(parent.serialize(common), reference_feeds, common, optimize=False)
+    expected = _run_ort(cut(parent, common), reference_feeds, common, optimize=False)
     if backend not in INTERMEDIATES:
         return _bisect(graph, common, expected, feeds, backend, bound)
     if backend == "openvino":
-        found = _run_openvino(graph.serialize(common), feeds, common)
+        found = _run_openvino(cut(graph, common), feeds, common)
         return _first(graph, common, found, expected, bound, "exported")
-    found = _run_ort(graph.serialize(common), feeds, common, optimize=False)
+    found = _run_ort(cut(graph, common), feeds, common, optimize=False)
     return _first(graph, common, found, expected, bound, "exported") or _optimized(
         candidate, graph, feeds, found, expected, bound
     )
@@ -116,8 +117,9 @@ def _optimized(
         settings.optimized_model_filepath = str(path)
         ort.InferenceSession(str(candidate), settings, providers=["CPUExecutionProvider"])
         optimized = read_graph(path)
-    names = [name for name in optimized.tensors() if name in expected]
-    found = _run_ort(optimized.serialize(names), feeds, names, optimize=False)
+        names = [name for name in optimized.tensors() if name in expected]
+        piece = cut(optimized, names)
+    found = _run_ort(piece, feeds, names, optimize=False)
     return _first(optimized, names, found, expected, bound, "optimized")
 
 
@@ -156,7 +158,7 @@ def _bisect(
         name = names[index]
         with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
             path = Path(folder) / "cut.onnx"
-            path.write_bytes(graph.serialize([name], keep_outputs=False))
+            path.write_bytes(cut(graph, [name], keep_outputs=False))
             with open_backend(backend, path) as runtime:
                 errors[index] = _distance(runtime.run(feeds)[name], expected[name])
         return errors[index] > bound
@@ -194,7 +196,7 @@ def rank_layers(
     common = _common(graph, whole)
     (name,) = whole.inputs.keys() - whole.initializers.keys()
     outputs = list(whole.outputs)
-    exact = _run_ort(whole.serialize(common), {name: feed}, [*common, *outputs], optimize=False)
+    exact = _run_ort(cut(whole, common), {name: feed}, [*common, *outputs], optimize=False)
     values = {name: feed, **exact}
     ranked = []
     for tensor in common:
@@ -208,17 +210,17 @@ def rank_layers(
         reads = {one for step in stretch for one in step.reads}
         feeds = {one: _scaled(values[one], scales.get(one)) for one in given if one in reads}
         feeds |= {name: feed} if name in reads else {}
-        data = graph.serialize([end], given, keep_outputs=False)
+        data = cut(graph, [end], given, keep_outputs=False)
         got = _run_ort(data, feeds, [end], optimize=True)[end]
         got = _scaled(got, scales.get(tensor), undo=True)
         own = compare({tensor: got}, {tensor: exact[tensor]})
         if tensor in outputs:
             reached = {tensor: got}
         else:
-            cut = whole.serialize(outputs, {tensor: str(got.dtype)}, keep_outputs=False)
+            tail = cut(whole, outputs, {tensor: str(got.dtype)}, keep_outputs=False)
             needs = {one for step in whole.needed(outputs, [tensor]) for one in step.reads}
             inputs = {tensor: got} | ({name: feed} if name in needs else {})
-            reached = _run_ort(cut, inputs, outputs, optimize=True)
+            reached = _run_ort(tail, inputs, outputs, optimize=True)
         noise = sum(
             float(np.square(reached[o] - exact[o], dtype=np.float64).sum()) for o in reached
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecv.measure.telemetry import settings
-from edgecv.runtimes.base import nvidia_devices, physical_cores
+from edgecv.runtimes.hardware import nvidia_devices, physical_cores
 
 # What the kernels of the runtimes ask for, as /proc/cpuinfo spells it (x86, then ARM)
 SIMD = (

@@ -26,8 +26,9 @@ import numpy as np
 
 from edgecv.errors import InputError
 from edgecv.measure import selftest
-from edgecv.measure.onnxgraph import Node, OnnxGraph, macs, matmul_model, read_graph
+from edgecv.measure.macs import macs, matmul_model
 from edgecv.model import Model
+from edgecv.onnxgraph import Node, OnnxGraph, read_graph
 
 PEAK_SIZE = 768
 COPY_MB = 96

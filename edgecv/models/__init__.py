@@ -34,6 +34,7 @@ FACTORIES = {
     "efficientnet_lite2": "edgecv.models.efficientnet_lite:efficientnet_lite2",
     "efficientnet_lite3": "edgecv.models.efficientnet_lite:efficientnet_lite3",
     "efficientnet_lite4": "edgecv.models.efficientnet_lite:efficientnet_lite4",
+    "embedder": "edgecv.models.embedder:embedder",
     "googlenet": "edgecv.models.googlenet:googlenet",
     "inception_v3": "edgecv.models.inceptionv3:inception_v3",
     "landmarks": "edgecv.models.heads:landmarks",

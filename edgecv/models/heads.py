@@ -7,6 +7,9 @@ et al., "OverFeat", ICLR 2014, arXiv:1312.6229.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,11 +20,11 @@ from edgecv.models.layers import AdaptivePool, Classifier, initialise
 class Trunk(nn.Module):
     """A classifier's last map, pooled: ``[N, 3, H, W]`` to ``[N, channels]``."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         from edgecv import models
 
-        net = models.create(name)
+        net = models.create(name, **(options or {}))
         if not isinstance(net, Classifier):
             raise RecipeError(f"the trunk {name!r} is not a classifier; `edgecv models` lists them")
         self.sizes, self.channels = net.sizes, net.channels

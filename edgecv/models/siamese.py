@@ -7,10 +7,14 @@ Koch et al., "Siamese Neural Networks for One-shot Image Recognition", ICML Deep
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from edgecv.errors import RecipeError
+from edgecv.models.embedder import Embedder
 from edgecv.models.layers import AdaptivePool, Classifier
 from edgecv.models.mobilefacenet import MobileFaceNet
 
@@ -30,14 +34,18 @@ class LikenessHead(nn.Module):
         self.measure = measure
         self.weigh = nn.Linear(dimensions, 1)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def logits(self, x: Tensor, y: Tensor) -> Tensor:
+        """The likeness ``[..., 1]`` before the sigmoid, of ``[..., D]`` and ``[..., D]``."""
         difference = x - y
         if self.measure == "l1":
             distance = difference.abs()
         else:  # of non-negative features, as behind a ReLU; a sigmoid makes any features so
             distance = difference.square() / (x + y + EPSILON)
-        likeness: Tensor = self.weigh(distance).sigmoid()
-        return likeness
+        weighed: Tensor = self.weigh(distance)
+        return weighed
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.logits(x, y).sigmoid()
 
 
 class Siamese(nn.Module):
@@ -68,19 +76,26 @@ class Siamese(nn.Module):
 
 
 def siamese(
-    *, trunk: str = "mobilefacenet", measure: str = "l1", image_size: int | None = None
+    *,
+    trunk: str = "mobilefacenet",
+    measure: str = "l1",
+    image_size: int | None = None,
+    trunk_options: Mapping[str, Any] | None = None,
 ) -> Siamese:
     """A Siamese pair (Koch 2015) on any net of the zoo that gives an embedding.
 
-    ``trunk`` is ``mobilefacenet`` or a classifier, whose pooled last map is then the embedding.
-    ``measure`` is ``l1`` or ``chi-square``. ``image_size`` is for trunks that are built for one.
+    ``trunk`` is ``mobilefacenet``, ``embedder`` or a classifier, whose pooled last map is then the
+    embedding. ``measure`` is ``l1`` or ``chi-square``. ``image_size`` is for trunks that are built
+    for one, ``trunk_options`` are the trunk's own.
     """
     from edgecv import models
 
     options = {} if image_size is None else {"image_size": image_size}
-    net = models.create(trunk, **options)
+    net = models.create(trunk, **options, **(trunk_options or {}))
     if isinstance(net, MobileFaceNet):
         return Siamese(net, net.conv3.out_channels, measure)
+    if isinstance(net, Embedder):
+        return Siamese(net, net.embedding.out_features, measure)
     if not isinstance(net, Classifier):
         raise RecipeError(f"siamese: the trunk {trunk!r} gives no embedding; choose a classifier")
     dimensions = net.channels

@@ -1,6 +1,7 @@
 """Detection: from the output tensors of every kind of detector to :class:`Detections`.
 
-A decoder (in :mod:`~edgecv.postprocess.yolo` and :mod:`~edgecv.postprocess.faces`) turns one
+A decoder (in :mod:`~edgecv.postprocess.yolo`, :mod:`~edgecv.postprocess.faces` and
+:mod:`~edgecv.postprocess.finished`) turns one
 model family's tensors into :class:`Candidates` per picture, in pixels of the model's input. What
 follows is the same for all: suppression, the way back to the source picture, clipping.
 
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from edgecv.errors import RuntimeFailure
-from edgecv.postprocess import faces, yolo
+from edgecv.postprocess import faces, finished, yolo
 from edgecv.postprocess.boxes import clip, to_picture
 from edgecv.postprocess.candidates import Candidates
 from edgecv.postprocess.nms import MEASURES, by_score, nms
@@ -36,11 +37,11 @@ DECODERS: Mapping[str, Decoder] = {
     "yolo-anchors": yolo.anchors,
     "yolox": yolo.yolox,
     "yolo-anchor-free": yolo.anchor_free,
-    "yolo-end2end": yolo.end2end,
+    "yolo-end2end": finished.end2end,
     "fastestdet": yolo.fastestdet,
     "yunet": faces.yunet,
     "rfb": faces.rfb,
-    "detections": yolo.suppressed,
+    "detections": finished.suppressed,
 }
 SUPPRESSED = ("yolo-end2end", "detections")  # kinds whose graph has done it
 

@@ -10,20 +10,19 @@ candidate of its own (what Ultralytics' ``val`` does). Boxes are in pixels of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import RuntimeFailure, SpecError
 from edgecv.postprocess.activations import sigmoid, softmax
-from edgecv.postprocess.boxes import Floats, from_cxcywh
+from edgecv.postprocess.boxes import from_cxcywh
 from edgecv.postprocess.candidates import Candidates, grid
 from edgecv.postprocess.options import Array, Options, expect_shape, no_nan
+from edgecv.postprocess.picking import input_size, pick, pick_columns, pick_rows
 from edgecv.results import Placement
 
 Outputs = Mapping[str, Array]
-Indices = NDArray[np.intp]
 
 LAYOUTS = ("channels-first", "channels-last", "anchors-first")
 
@@ -73,14 +72,14 @@ def grid_v1(
                 probabilities, coordinates = rows[:, :classes], part[..., 1:]
                 confidence = part[..., 0]
         scores = (confidence[..., None] * probabilities[:, None]).reshape(cells * boxes, classes)
-        rows, best, score = _pick(scores, conf, options)
+        rows, best, score = pick(scores, conf, options)
         cell = rows // boxes
         chosen = coordinates.reshape(-1, 4)[rows]
         corner = np.stack([cell % side, cell // side], axis=1).astype(chosen.dtype)
         center = (chosen[:, :2] + corner) / side
         sizes = chosen[:, 2:] ** 2 if rooted else chosen[:, 2:]
         relative = from_cxcywh(np.concatenate([center, sizes], axis=1))
-        yield Candidates(relative * _input_size(placement, relative.dtype), score, best)
+        yield Candidates(relative * input_size(placement, relative.dtype), score, best)
 
 
 def anchors(
@@ -117,7 +116,7 @@ def anchors(
             f"the contract has {len(options.spec.labels)} labels",
         )
         for rows, _ in zip(raw, placements, strict=False):
-            found, best, score = _pick_rows(rows, conf, options)
+            found, best, score = pick_rows(rows, conf, options)
             yield Candidates(from_cxcywh(rows[found, :4]), score, best)
         return
     rule = options.choice("rule", ("v2", "v3", "v5"))
@@ -140,7 +139,7 @@ def anchors(
             if not activated:
                 classes = softmax(classes) if rule == "v2" else sigmoid(classes)
             scores = classes * confidence[anchor, row, column][:, None]
-            found, best, score = _pick(scores, conf, options)
+            found, best, score = pick(scores, conf, options)
             values = values[found]
             cell = np.stack([column, row], axis=1)[found].astype(values.dtype)
             size_of = sizes[anchor[found]].astype(values.dtype)
@@ -228,7 +227,7 @@ def yolox(
             f"strides {list(strides)} on {width}x{height} pixels, {classes} labels",
         )
         rows = raw[index]
-        found, best, score = _pick_rows(rows, conf, options)
+        found, best, score = pick_rows(rows, conf, options)
         boxes = rows[found, :4]
         if not decoded:
             cell = np.stack([x[found], y[found]], axis=1)
@@ -275,10 +274,10 @@ def anchor_free(
             confidence, scores = confidence[near], scores[:, near]
             if logits:
                 confidence, scores = sigmoid(confidence), sigmoid(scores)
-            found, best, score = _pick_columns(scores * confidence, conf, options)
+            found, best, score = pick_columns(scores * confidence, conf, options)
             found = near[found]
         else:
-            found, best, score = _pick_columns(scores, limit, options)
+            found, best, score = pick_columns(scores, limit, options)
             if logits:
                 score = sigmoid(score)
         coordinates = columns[: 4 * bins, found].T
@@ -294,7 +293,7 @@ def anchor_free(
         else:
             boxes = from_cxcywh(coordinates) if form == "cxcywh" else coordinates
             if normalized:
-                boxes = boxes * _input_size(placement, boxes.dtype)
+                boxes = boxes * input_size(placement, boxes.dtype)
         yield Candidates(boxes, score, best)
 
 
@@ -339,61 +338,6 @@ def _columns(
     return columns
 
 
-def end2end(
-    outputs: Outputs, options: Options, conf: float, placements: Sequence[Placement]
-) -> Iterator[Candidates]:
-    """``yolo-end2end``: YOLOv10 (arXiv:2405.14458) and other heads that need no NMS.
-
-    One output ``[N, n, 6]``: x1, y1, x2, y2 in pixels of the input (relative to it with the
-    option ``normalized``), score, class number.
-    """
-    raw = options.only_output(outputs)
-    normalized = options.flag("normalized")
-    expect_shape(raw, ("N", "n", 6), f"{options.where}: the output")
-    for rows, placement in zip(raw, placements, strict=False):
-        no_nan(rows[:, 4], options.where)
-        rows = rows[rows[:, 4] > conf]
-        boxes = rows[:, :4] * _input_size(placement, rows.dtype) if normalized else rows[:, :4]
-        yield Candidates(boxes, rows[:, 4], _class_numbers(rows[:, 5], options))
-
-
-def suppressed(
-    outputs: Outputs, options: Options, conf: float, placements: Sequence[Placement]
-) -> Iterator[Candidates]:
-    """``detections``: NMS was done in the graph (EfficientNMS and its like).
-
-    Four outputs, ``num`` ``[N]`` or ``[N, 1]``, ``boxes`` ``[N, n, 4]`` x1, y1, x2, y2 in pixels
-    of the input (relative to it with the option ``normalized``), ``scores`` and ``classes`` ``[N,
-    n]``; the first ``num`` of each picture count. Option ``outputs`` maps these four to the
-    graph's own names.
-    """
-    num, boxes, scores, classes = (
-        options.output(outputs, role) for role in ("num", "boxes", "scores", "classes")
-    )
-    normalized = options.flag("normalized")
-    expect_shape(scores, ("N", "n"), f"{options.where}: output 'scores'")
-    expect_shape(boxes, (*scores.shape, 4), f"{options.where}: output 'boxes'")
-    expect_shape(classes, scores.shape, f"{options.where}: output 'classes'")
-    if num.size != len(scores):
-        raise RuntimeFailure(
-            f"{options.where}: output 'num': expected one count a picture, got {list(num.shape)}"
-        )
-    for index, placement in enumerate(placements):
-        count = int(num.reshape(-1)[index])
-        if not 0 <= count <= scores.shape[1]:
-            raise RuntimeFailure(
-                f"{options.where}: output 'num' says {count} detections of {scores.shape[1]}"
-            )
-        no_nan(scores[index, :count], options.where)
-        chosen = np.flatnonzero(scores[index, :count] > conf)
-        box = boxes[index, chosen]
-        yield Candidates(
-            box * _input_size(placement, box.dtype) if normalized else box,
-            scores[index, chosen],
-            _class_numbers(classes[index, chosen], options),
-        )
-
-
 def fastestdet(
     outputs: Outputs, options: Options, conf: float, placements: Sequence[Placement]
 ) -> Iterator[Candidates]:
@@ -414,17 +358,14 @@ def fastestdet(
         confidence = np.maximum(columns[0], 0) ** 0.6
         near = np.flatnonzero(confidence > conf)
         scores = np.maximum(columns[5:, near], 0) ** 0.4 * confidence[near]
-        found, best, score = _pick_columns(scores, conf, options)
+        found, best, score = pick_columns(scores, conf, options)
         cells = near[found]
         x, y, w, h = columns[1:5, cells]
         center_x = (np.tanh(x) + cells % width) / width
         center_y = (np.tanh(y) + cells // width) / height
         relative = np.stack([center_x, center_y, sigmoid(w), sigmoid(h)], axis=1)
         boxes = from_cxcywh(relative.astype(np.float32, copy=False))
-        yield Candidates(boxes * _input_size(placement, boxes.dtype), score, best)
-
-
-# --- what the families share ----------------------------------------------------------------------
+        yield Candidates(boxes * input_size(placement, boxes.dtype), score, best)
 
 
 def _exp(x: Array) -> Array:
@@ -443,59 +384,3 @@ def _logit(p: float) -> float:
 def _dfl(logits: Array) -> Array:
     """Distances ``[n, 4]`` as the means of the distributions ``[n, 4, bins]``."""
     return np.asarray(softmax(logits) @ np.arange(logits.shape[-1], dtype=logits.dtype))
-
-
-def _input_size(placement: Placement, dtype: np.dtype[Any]) -> Floats:
-    return np.array([placement.input_width, placement.input_height] * 2, dtype)
-
-
-def _pick_rows(rows: Array, conf: float, options: Options) -> tuple[Indices, Indices, Floats]:
-    """:func:`_pick` for rows ``[n, 5 + C]`` with objectness in column 4.
-
-    A class score is at most 1, so only rows whose objectness passes have to be looked at.
-    """
-    confidence = rows[:, 4]
-    no_nan(confidence, options.where)
-    near = np.flatnonzero(confidence > conf)
-    chosen = rows[near]
-    found, best, score = _pick(chosen[:, 5:] * chosen[:, 4:5], conf, options)
-    return near[found], best, score
-
-
-def _pick(scores: Array, conf: float, options: Options) -> tuple[Indices, Indices, Floats]:
-    """Rows, classes and scores of the candidates of ``scores`` ``[n, C]``."""
-    if options.flag("multi_label", False):
-        no_nan(scores, options.where)
-        rows, classes = np.nonzero(scores > conf)
-        return rows, classes, scores[rows, classes]
-    classes = scores.argmax(axis=1)  # of a row with NaN: the NaN
-    best = np.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
-    no_nan(best, options.where)
-    rows = np.flatnonzero(best > conf)
-    return rows, classes[rows], best[rows]
-
-
-def _pick_columns(scores: Array, limit: float, options: Options) -> tuple[Indices, Indices, Floats]:
-    """:func:`_pick` for ``[C, n]``: the maximum first, for few columns pass ``limit``."""
-    best = scores.max(axis=0) if scores.shape[1] else scores[0]
-    no_nan(best, options.where)
-    near = np.flatnonzero(best > limit)
-    if not options.flag("multi_label", False):
-        chosen = scores[:, near]
-        return near, chosen.argmax(axis=0), best[near]
-    candidates = scores[:, near].T
-    rows, classes = np.nonzero(candidates > limit)
-    return near[rows], classes, scores[classes, near[rows]]
-
-
-def _class_numbers(values: Array, options: Options) -> NDArray[np.int64]:
-    """Class numbers as integers; anything that is none of the labels' is an error."""
-    numbers = values.astype(np.int64)
-    count = len(options.spec.labels)
-    if ((numbers != values) | (numbers < 0) | (numbers >= count)).any():
-        wrong = values[(numbers != values) | (numbers < 0) | (numbers >= count)][0]
-        raise RuntimeFailure(
-            f"{options.where}: {wrong} is no class number from 0 to {count - 1}; are the outputs "
-            f"or their columns in another order, or has the model other labels?"
-        )
-    return numbers

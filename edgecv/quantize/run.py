@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgecv.errors import QuantizeError
-from edgecv.runtimes.base import physical_cores
+from edgecv.runtimes.hardware import physical_cores
 
 Array: TypeAlias = NDArray[Any]
 # Yields the calibration pictures, prepared, in batches of the model's size; from the start again

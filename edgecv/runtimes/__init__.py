@@ -16,7 +16,8 @@ from pathlib import Path
 
 from edgecv.enginefile import is_engine, read_header
 from edgecv.errors import BackendUnavailable, EdgeCVError, InputError, RuntimeFailure
-from edgecv.runtimes.base import Backend, Probe, RuntimeOptions, nvidia_devices
+from edgecv.runtimes.base import Backend, Probe, RuntimeOptions
+from edgecv.runtimes.hardware import nvidia_devices
 from edgecv.spec import read_spec
 
 BACKENDS = {

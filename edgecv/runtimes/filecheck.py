@@ -1,7 +1,6 @@
 """What must be known of an ONNX file before a runtime reads it.
 
-That it is whole, and that its external data, if it has some, lies where it may. Field numbers are
-those of onnx.proto3.
+That it is whole, and that its external data, if it has some, lies where it may.
 """
 
 from __future__ import annotations
@@ -10,34 +9,32 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from edgecv import onnxproto as proto
 from edgecv.errors import SpecError
 from edgecv.onnxfile import MAX_FIELDS
 from edgecv.wire import Buffer, Field, fields, mapped, text
 
 MAX_EXTERNAL_BYTES = 2 * 1024**3  # what a protobuf file itself can hold; no edge model has more
 
-MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
 # where graphs, nodes, attributes and tensors contain one another: (kind, field number) -> kind
 _INSIDE = {
-    ("model", MODEL_GRAPH): "graph",
-    ("model", MODEL_FUNCTIONS): "function",
-    ("function", 7): "node",
-    ("function", 11): "attribute",
-    ("graph", 1): "node",
-    ("graph", 5): "tensor",
-    ("graph", 15): "sparse",
-    ("node", 5): "attribute",
-    ("attribute", 5): "tensor",
-    ("attribute", 6): "graph",
-    ("attribute", 10): "tensor",
-    ("attribute", 11): "graph",
-    ("attribute", 22): "sparse",
-    ("attribute", 23): "sparse",
-    ("sparse", 1): "tensor",
-    ("sparse", 2): "tensor",
+    ("model", proto.MODEL_GRAPH): "graph",
+    ("model", proto.MODEL_FUNCTION): "function",
+    ("function", proto.FUNCTION_NODE): "node",
+    ("function", proto.FUNCTION_ATTRIBUTE): "attribute",
+    ("graph", proto.GRAPH_NODE): "node",
+    ("graph", proto.GRAPH_INITIALIZER): "tensor",
+    ("graph", proto.GRAPH_SPARSE): "sparse",
+    ("node", proto.NODE_ATTRIBUTE): "attribute",
+    ("attribute", proto.ATTRIBUTE_TENSOR): "tensor",
+    ("attribute", proto.ATTRIBUTE_GRAPH): "graph",
+    ("attribute", proto.ATTRIBUTE_TENSORS): "tensor",
+    ("attribute", proto.ATTRIBUTE_GRAPHS): "graph",
+    ("attribute", proto.ATTRIBUTE_SPARSE): "sparse",
+    ("attribute", proto.ATTRIBUTE_SPARSES): "sparse",
+    ("sparse", proto.SPARSE_VALUES): "tensor",
+    ("sparse", proto.SPARSE_INDICES): "tensor",
 }
-MAX_DEPTH = 64  # of graphs within graphs: protobuf's own limit is 100 messages
-TENSOR_NAME, TENSOR_EXTERNAL, TENSOR_LOCATION = 8, 13, 14
 
 
 def check_file(path: Path) -> None:
@@ -50,7 +47,7 @@ def check_file(path: Path) -> None:
     """
     with mapped(path) as data:
         numbers = [field.number for field in fields(data, path, limit=MAX_FIELDS)]
-        if MODEL_GRAPH not in numbers:
+        if proto.MODEL_GRAPH not in numbers:
             raise SpecError(f"{path}: not an ONNX model (there is no graph in it)")
         # every external tensor has an entry of this key; C finds it 100 times faster than we
         # could walk the graph
@@ -69,15 +66,15 @@ def _external(data: Buffer, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for field in _tensors(data, path, "model", 0, len(data), 0):
         name, external, entries = "?", False, {}
         for part in fields(data, path, field.start, field.end):
-            if part.number == TENSOR_NAME:
+            if part.number == proto.TENSOR_NAME:
                 name = text(data, part, path)
-            elif part.number == TENSOR_LOCATION:
-                external = part.value == 1
-            elif part.number == TENSOR_EXTERNAL:
+            elif part.number == proto.TENSOR_LOCATION:
+                external = part.value == proto.LOCATION_EXTERNAL
+            elif part.number == proto.TENSOR_EXTERNAL:
                 pair = {
                     f.number: text(data, f, path) for f in fields(data, path, part.start, part.end)
                 }
-                entries[pair.get(1, "")] = pair.get(2, "")
+                entries[pair.get(proto.ENTRY_KEY, "")] = pair.get(proto.ENTRY_VALUE, "")
         if external or entries:
             yield name, entries
 
@@ -85,8 +82,8 @@ def _external(data: Buffer, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def _tensors(
     data: Buffer, path: Path, kind: str, start: int, end: int, depth: int
 ) -> Iterator[Field]:
-    if depth > MAX_DEPTH:
-        raise SpecError(f"{path}: graphs nested more than {MAX_DEPTH} messages deep")
+    if depth > proto.MAX_DEPTH:
+        raise SpecError(f"{path}: graphs nested more than {proto.MAX_DEPTH} messages deep")
     for field in fields(data, path, start, end):
         inner = _INSIDE.get((kind, field.number))
         if inner == "tensor":

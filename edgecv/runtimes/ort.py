@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecv.errors import RuntimeFailure
+from edgecv.onnxgraph import read_graph
 from edgecv.runtimes.base import (
     Array,
     Backend,
@@ -17,7 +18,7 @@ from edgecv.runtimes.base import (
     RuntimeInfo,
     RuntimeOptions,
 )
-from edgecv.runtimes.computes import compute_types, read_nodes
+from edgecv.runtimes.computes import compute_types
 from edgecv.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def optimized_types(path: Path, threads: int) -> dict[str, int]:
         optimized = Path(folder) / "optimized.onnx"
         settings.optimized_model_filepath = str(optimized)
         open_session(path, settings, [CPU])
-        return compute_types(*read_nodes(optimized))
+        return compute_types(read_graph(optimized))
 
 
 def tensor_of(node: Any) -> TensorSpec:

@@ -31,7 +31,7 @@ from edgecv.runtimes.ort import (
     session_options,
     tensor_of,
 )
-from edgecv.runtimes.trt_build import default_cache
+from edgecv.runtimes.trt_cache import default_cache
 from edgecv.spec import TensorSpec
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from edgecv.errors import BackendUnavailable, RuntimeFailure
+from edgecv.onnxgraph import read_ends
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
-from edgecv.runtimes.computes import graph_names
 from edgecv.spec import TensorSpec
 
 # OpenVINO's names of element types -> NumPy's
@@ -100,12 +100,9 @@ class OvBackend(Backend):
         self._idle: deque[Any] = deque()  # infer requests; append and pop are atomic
         self._bound: deque[_Binding] = deque()  # those of run_into
         # a port answers to several names, those of casts and folded nodes beside it among them
-        inputs, outputs = (
-            tuple(_tensor(port, names) for port in ports)
-            for ports, names in zip(
-                (compiled.inputs, compiled.outputs), graph_names(self.path), strict=True
-            )
-        )
+        taken, given = read_ends(self.path)
+        inputs = tuple(_tensor(port, taken) for port in compiled.inputs)
+        outputs = tuple(_tensor(port, given) for port in compiled.outputs)
         self._ports = {tensor.name: index for index, tensor in enumerate(inputs)}
         self._results = {tensor.name: index for index, tensor in enumerate(outputs)}
         threads = compiled.get_property("INFERENCE_NUM_THREADS") if device == "CPU" else 0
@@ -258,7 +255,7 @@ class _Binding:
                 )
 
 
-def _tensor(port: Any, declared: list[str]) -> TensorSpec:
+def _tensor(port: Any, declared: Iterable[str]) -> TensorSpec:
     known = port.get_names()
     name = next((n for n in declared if n in known), None) or port.get_any_name()
     element = port.get_element_type().get_type_name()

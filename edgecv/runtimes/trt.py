@@ -22,11 +22,11 @@ from edgecv.runtimes.trt_build import (
     MODULES,
     REMEDIES,
     ahead_of_time_gpus,
-    cached_engine,
     check_gpus,
     library,
     plan_build,
 )
+from edgecv.runtimes.trt_cache import cached_engine
 from edgecv.spec import TensorSpec
 
 

@@ -1,4 +1,4 @@
-"""Building engines with TensorRT or TensorRT-RTX, ahead of time or on first use, and their cache.
+"""Building engines with TensorRT or TensorRT-RTX, ahead of time or on first use.
 
 Networks are strongly typed: precision is what the file's types and Q/DQ pairs say, and TensorRT may
 not choose another one (TensorRT 11 knows no other way). TF32 is off unless it is asked for, though
@@ -11,17 +11,15 @@ import contextlib
 import hashlib
 import importlib
 import json
-import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgecv.enginefile import EngineHeader, read_engine, write_engine
-from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure, SpecError
+from edgecv.enginefile import EngineHeader
+from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
 from edgecv.files import sha256_of
 from edgecv.onnxfile import read_metadata
 from edgecv.progress import Progress
@@ -124,60 +122,6 @@ def plan_build(
         shapes=dict(options.shapes),
         settings={"tf32": options.precision == "tf32", "dla_core": options.dla_core},
     )
-
-
-def cached_engine(plan: BuildPlan, path: Path, options: RuntimeOptions) -> Path:
-    """The engine of ``plan``, from the cache or built into it; safe with several processes.
-
-    A damaged entry is built again, with a warning. With ``options.build`` off an engine that is
-    not there is a :class:`~edgecv.errors.BackendUnavailable`.
-    """
-    folder = Path(options.cache_dir) if options.cache_dir is not None else default_cache()
-    target = folder / f"{path.stem}-{plan.key}.engine"
-    if _usable(target):
-        return target
-    if not options.build:
-        raise BackendUnavailable(
-            f"{path}: its engine for {', '.join(plan.gpus)} has to be built first, and build=False "
-            f"was given; `edgecv build {path.name} --backend {plan.backend}` builds it"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_suffix(".lock")):
-        if not _usable(target):  # another process may have built it while this one waited
-            header, engine = build_engine(plan, path, options.progress, folder)
-            write_engine(target, header, engine)
-    return target
-
-
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/edgecv/engines``, or the same under ``~/.cache``."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "edgecv" / "engines"
-
-
-def _usable(target: Path) -> bool:
-    if not target.exists():
-        return False
-    try:
-        read_engine(target)
-    except SpecError as error:
-        warnings.warn(f"engine cache: {error}; it is built anew", RuntimeWarning, stacklevel=3)
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` as a lock between processes. Without fcntl (Windows) two may build the same
-    engine; each still appears whole."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a crash
-        yield
 
 
 def build_engine(

@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 
 def is_folded(model: nn.Module) -> bool:
-    """Whether no BatchNorm of ``model`` has real statistics, and some were folded.
+    """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics.
 
-    Mean 0 and variance 1 are also what a fresh one has, whose weights are 1 and biases 0: a fresh
-    head may sit on a folded trunk.
+    That a net that was never trained has them too is told by its scales of 1 and biases of 0; one
+    part of a net may be fresh, such as a head on a folded trunk.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    blank = all(
-        torch.all(_buffer(m.running_mean) == 0).item()
-        and torch.all(_buffer(m.running_var) == 1).item()
-        for m in norms
-    )
+    blank = all(_all(m.running_mean, 0) and _all(m.running_var, 1) for m in norms)
     return blank and not all(map(_is_fresh, norms))
 
 
 def _is_fresh(norm: nn.BatchNorm2d) -> bool:
-    return bool(torch.all(norm.weight == 1) and torch.all(norm.bias == 0))
+    return _all(norm.weight, 1) and _all(norm.bias, 0)
+
+
+def _all(tensor: Tensor | None, value: float) -> bool:
+    return bool(torch.all(_buffer(tensor) == value))
 
 
 @torch.no_grad()

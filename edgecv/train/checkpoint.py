@@ -62,7 +62,14 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found = content.pop("identity")
         state = State(**{**content, "position": Position(**content["position"])})
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        TypeError,
+    ) as error:
         raise WeightsError(
             f"{path}: not a checkpoint of this version of EdgeCV, or a damaged one; choose another "
             f"output folder, or remove it"

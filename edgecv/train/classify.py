@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from edgecv.errors import RecipeError
 from edgecv.spec import Preparation
+from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.data import LabelledPictures, class_names, load_pictures, split
 from edgecv.train.job import Job, Prepared
 from edgecv.train.pixels import normalize, shift_and_flip
@@ -48,8 +49,10 @@ class ClassificationTask:
         held_out: LabelledPictures,
         preparation: Preparation,
         settings: ClassifySettings,
+        augment: AugmentSettings = AugmentSettings(),  # noqa: B008 (frozen)
     ) -> None:
         self.pictures, self.held_out = pictures, held_out
+        self.augmenter = Augmenter.of(augment, pictures.pixels, len(pictures.classes))
         self.preparation, self.settings = preparation, settings
         self.weights = class_weights(pictures, settings)
 
@@ -69,8 +72,10 @@ class ClassificationTask:
             self.pictures.pixels[index], settings.shift, settings.flip, generator
         )
         labels = self.pictures.labels[index]
-        share = share_of(labels, part, self.weights)
-        return Batch(normalize(pixels[part], self.preparation), labels[part], share)
+        inputs, targets = self.augmenter.inputs(pixels, labels, generator, self.preparation)
+        # shares of classes are averaged over pictures, whatever their classes weigh
+        weights = None if targets.is_floating_point() else self.weights
+        return Batch(inputs[part], targets[part], share_of(labels, part, weights))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(outputs.device)
@@ -106,11 +111,11 @@ def share_of(labels: Tensor, part: slice, weights: Tensor | None) -> float:
 def prepare(job: Job) -> Prepared:
     """Read ``job``'s pictures, a folder per class."""
     settings = job.flat(ClassifySettings)
+    augment = job.table("augment", AugmentSettings)
     job.done()
     pictures, held_out = labelled(job)
-    return Prepared(
-        ClassificationTask(pictures, held_out, job.preparation, settings), pictures.classes
-    )
+    task = ClassificationTask(pictures, held_out, job.preparation, settings, augment)
+    return Prepared(task, pictures.classes)
 
 
 def labelled(job: Job) -> tuple[LabelledPictures, LabelledPictures]:

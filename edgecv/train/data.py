@@ -36,6 +36,15 @@ class LabelledPictures:
         """The pictures at ``index``, int64 ``[n]``."""
         return LabelledPictures(self.pixels[index], self.labels[index], self.classes)
 
+    def of_classes(self, names: Sequence[str]) -> LabelledPictures:
+        """The pictures of the classes ``names``, which are then all the classes."""
+        index = torch.full((len(self.classes),), -1)
+        for i, name in enumerate(names):
+            index[self.classes.index(name)] = i
+        labels = index[self.labels]
+        kept = labels >= 0
+        return LabelledPictures(self.pixels[kept], labels[kept], tuple(names))
+
 
 def class_names(source: Path) -> tuple[str, ...]:
     """The classes of ``source``: the names of the folders right above the pictures, sorted."""

@@ -21,7 +21,8 @@ from edgecv.train.job import Job, Prepared
 from edgecv.train.pixels import normalize
 from edgecv.train.scoring import answers, contract
 from edgecv.train.task import Batch
-from edgecv.train.views import Views, ViewSettings
+from edgecv.train.vary import Variation, color_settings
+from edgecv.train.views import ViewSettings
 from edgecv.train.yololoss import DetectSettings, YoloLoss, make_loss
 
 
@@ -35,9 +36,9 @@ class BoxTask:
     metric = "ap50"
 
     def __init__(
-        self, data: BoxData, held_out: BoxData, spec: ModelSpec, settings: ViewSettings
+        self, data: BoxData, held_out: BoxData, spec: ModelSpec, variation: Variation
     ) -> None:
-        self.data, self.held_out, self.spec, self.settings = data, held_out, spec, settings
+        self.data, self.held_out, self.spec, self.variation = data, held_out, spec, variation
 
     def order(self, generator: torch.Generator) -> Tensor:
         return torch.randperm(len(self.data.pictures), generator=generator)
@@ -46,21 +47,18 @@ class BoxTask:
         return normalize(self.data.pictures.pixels(index), self.spec.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        p = self.spec.preparation
-        views = Views.draw(len(index), p.height, p.width, self.settings, generator).part(part)
-        own = index[part]
-        pixels = views.pixels(self.data.pictures.pixels(own), p.pad_value)
-        places = own.tolist()
-        sizes = torch.tensor([len(self.data.classes[i]) for i in places])
+        inputs, views = self.variation(index, generator)
+        inputs, views, own = inputs[part], views.part(part), index[part].tolist()
+        sizes = torch.tensor([len(self.data.classes[i]) for i in own])
         picture = torch.repeat_interleave(torch.arange(len(own)), sizes)
-        boxes = views.boxes(torch.cat([self.data.boxes[i] for i in places]), picture)
-        classes = torch.cat([self.data.classes[i] for i in places])
-        boxes, seen = inside(boxes, p.width, p.height)
+        boxes = views.boxes(torch.cat([self.data.boxes[i] for i in own]), picture)
+        classes = torch.cat([self.data.classes[i] for i in own])
+        boxes, seen = inside(boxes, views.width, views.height)
         share = len(own) / len(index)
         objects = sum(len(self.data.classes[i]) for i in index.tolist())
         count = torch.tensor(max(objects, 1) * share)
         targets = (boxes[seen], classes[seen], picture[seen], count)
-        return Batch(normalize(pixels, p), targets, share)
+        return Batch(inputs, targets, share)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """COCO's ``ap50`` and ``ap``, 0 to 1, of the held-out pictures."""
@@ -82,10 +80,10 @@ class DetectionTask(BoxTask):
         data: BoxData,
         held_out: BoxData,
         spec: ModelSpec,
-        settings: ViewSettings,
+        variation: Variation,
         criterion: YoloLoss,
     ) -> None:
-        super().__init__(data, held_out, spec, settings)
+        super().__init__(data, held_out, spec, variation)
         self.criterion = criterion
 
     def loss(self, outputs: Any, targets: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
@@ -100,6 +98,7 @@ def prepare(job: Job) -> Prepared:
 
         return prepare_localization(job)
     views = job.flat(ViewSettings)
+    colors = color_settings(job)
     settings = job.table("detect", DetectSettings)
     job.done()
     library()  # what scores the epochs is missed before the first one
@@ -111,7 +110,9 @@ def prepare(job: Job) -> Prepared:
         spec = replace(spec, decoding=decoding)
     p = job.preparation
     criterion = make_loss(Options(spec), settings, (p.height, p.width))
-    return Prepared(DetectionTask(data, held_out, spec, views, criterion), labels, decoding)
+    variation = Variation(data.pictures, views, colors)
+    task = DetectionTask(data, held_out, spec, variation, criterion)
+    return Prepared(task, labels, decoding=decoding)
 
 
 def with_anchors(spec: ModelSpec, data: BoxData, job: Job) -> Decoding:

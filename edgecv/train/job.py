@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import nn
+
 from edgecv.errors import InputError, RecipeError
 from edgecv.progress import Progress, silent
 from edgecv.spec import Decoding, Preparation
@@ -48,6 +50,7 @@ class Job:
     decoding: Decoding
     labels: tuple[str, ...]
     seed: int
+    batch: int  # of all processes together
     where: str  # of the table: "mine.toml: train"
     fixed_labels: bool = True  # False: other classes in the data take the place of ``labels``
     progress: Progress = silent
@@ -91,10 +94,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task with its data read. ``labels`` are the net's classes, in order."""
+    """A task with its data read. ``labels`` are the net's classes, in order, and ``classes`` what
+    the numbers among the task's targets mean, where that is something else.
+
+    ``learner`` gives the net the parts that only its loss needs; what it returns is trained, and
+    the net in it is the result.
+    """
 
     task: Task
     labels: tuple[str, ...]
+    learner: Callable[[nn.Module], nn.Module] = lambda net: net
+    classes: tuple[str, ...] = ()
     decoding: Decoding | None = None  # where the data has changed the recipe's
 
 

@@ -28,6 +28,10 @@ def shift_and_flip(pixels: Tensor, shift: int, flip: bool, generator: torch.Gene
 
 def normalize(pixels: Tensor, preparation: Preparation) -> Tensor:
     """uint8 ``[n, H, W, C]`` to float ``[n, C, H, W]`` as the contract has it."""
-    x = pixels.permute(0, 3, 1, 2).float()  # a view of NHWC memory: channels_last already
+    return standardize(pixels.permute(0, 3, 1, 2).float(), preparation)  # channels_last already
+
+
+def standardize(x: Tensor, preparation: Preparation) -> Tensor:
+    """float ``[n, C, H, W]`` of 0 to 255 to the net's numbers."""
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (preparation.mean, preparation.std))
     return (x / preparation.divisor - mean) / std

@@ -26,7 +26,8 @@ from edgecv.train.pointloss import POINT_LOSSES, point_loss
 from edgecv.train.scoring import answers, contract
 from edgecv.train.settings import at_least, one_of
 from edgecv.train.task import Batch
-from edgecv.train.views import Views, ViewSettings
+from edgecv.train.vary import Variation, color_settings
+from edgecv.train.views import ViewSettings
 
 SMOOTH = "smooth-l1"
 BEND = 0.1  # smooth L1 is quadratic below this error, in parts of the input's side
@@ -56,10 +57,10 @@ class LocalizationTask(BoxTask):
         data: BoxData,
         held_out: BoxData,
         spec: ModelSpec,
-        views: ViewSettings,
+        variation: Variation,
         settings: LocalizeSettings,
     ) -> None:
-        super().__init__(data, held_out, spec, views)
+        super().__init__(data, held_out, spec, variation)
         self.terms = settings
 
     def loss(
@@ -89,6 +90,7 @@ class LocalizationTask(BoxTask):
 def prepare_localization(job: Job) -> Prepared:
     """Read pictures with exactly one labelled box each."""
     views = job.flat(ViewSettings)
+    colors = color_settings(job)
     settings = job.table("localize", LocalizeSettings)
     job.done()
     library()
@@ -102,7 +104,8 @@ def prepare_localization(job: Job) -> Prepared:
                     f"a picture"
                 )
     spec = contract(job.where, "detect", job.preparation, job.decoding, labels)
-    return Prepared(LocalizationTask(data, held_out, spec, views, settings), labels)
+    variation = Variation(data.pictures, views, colors)
+    return Prepared(LocalizationTask(data, held_out, spec, variation, settings), labels)
 
 
 @dataclass(frozen=True)
@@ -172,11 +175,11 @@ class LandmarkTask:
         data: PointData,
         held_out: PointData,
         spec: ModelSpec,
-        views: ViewSettings,
+        variation: Variation,
         settings: LandmarkSettings,
     ) -> None:
         self.data, self.held_out, self.spec = data, held_out, spec
-        self.views, self.settings = views, settings
+        self.variation, self.settings = variation, settings
         self.normalized = bool(spec.decoding.options.get("normalized", False))
 
     def order(self, generator: torch.Generator) -> Tensor:
@@ -186,16 +189,14 @@ class LandmarkTask:
         return normalize(self.data.pictures.pixels(index), self.spec.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        p = self.spec.preparation
-        views = Views.draw(len(index), p.height, p.width, self.views, generator).part(part)
-        own = index[part]
-        pixels = views.pixels(self.data.pictures.pixels(own), p.pad_value)
+        inputs, views = self.variation(index, generator)
+        views, own = views.part(part), index[part]
         points = views.points(self.data.points[own])
         if views.mirrored.any():
             points[views.mirrored] = points[views.mirrored][:, list(self.settings.mirror)]
         share = len(own) / len(index)
         labelled = (~self.data.points[index].isnan().any(2)).sum()
-        return Batch(normalize(pixels, p), (points, labelled.clamp_min(1) * share), share)
+        return Batch(inputs[part], (points, labelled.clamp_min(1) * share), share)
 
     def loss(self, outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         points, count = targets
@@ -225,6 +226,7 @@ class LandmarkTask:
 def prepare_landmarks(job: Job) -> Prepared:
     """Read a CSV file of points (:func:`edgecv.evaluate.points.read_points`)."""
     views = job.flat(ViewSettings)
+    colors = color_settings(job)
     settings = job.table("landmarks", LandmarkSettings)
     job.done()
     if views.flip and not settings.mirror:
@@ -239,7 +241,8 @@ def prepare_landmarks(job: Job) -> Prepared:
     data = PointData(first, job, "data")
     held_out = data if second is None else PointData(second, job, "held_out")
     spec = contract(job.where, "landmarks", job.preparation, job.decoding, job.labels)
-    return Prepared(LandmarkTask(data, held_out, spec, views, settings), job.labels)
+    variation = Variation(data.pictures, views, colors)
+    return Prepared(LandmarkTask(data, held_out, spec, variation, settings), job.labels)
 
 
 def _points(path: Path, job: Job, settings: LandmarkSettings) -> list[LabelledPoints]:

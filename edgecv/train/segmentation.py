@@ -31,7 +31,8 @@ from edgecv.train.pixels import normalize
 from edgecv.train.scoring import answers, contract
 from edgecv.train.settings import at_least, one_of
 from edgecv.train.task import Batch
-from edgecv.train.views import Views, ViewSettings
+from edgecv.train.vary import Variation, color_settings
+from edgecv.train.views import ViewSettings
 
 SMALL = 1e-6
 
@@ -110,11 +111,11 @@ class SegmentationTask:
         data: MaskData,
         held_out: MaskData,
         spec: ModelSpec,
-        views: ViewSettings,
+        variation: Variation,
         settings: SegmentSettings,
     ) -> None:
         self.data, self.held_out, self.spec = data, held_out, spec
-        self.views, self.settings = views, settings
+        self.variation, self.settings = variation, settings
         counts = torch.from_numpy(data.counts[: len(spec.labels)]).double()
         balanced = counts.sum() / (len(counts) * counts.clamp_min(1))
         weighted = settings.class_weights == "balanced"
@@ -127,11 +128,9 @@ class SegmentationTask:
         return normalize(self.data.pictures.pixels(index), self.spec.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        p = self.spec.preparation
-        views = Views.draw(len(index), p.height, p.width, self.views, generator).part(part)
-        pixels = views.pixels(self.data.pictures.pixels(index[part]), p.pad_value)
-        masks = views.masks(self.data.masks(index[part]).long(), IGNORED)
-        return Batch(normalize(pixels, p), masks, len(masks) / len(index))
+        inputs, views = self.variation(index, generator)
+        masks = views.part(part).masks(self.data.masks(index[part]).long(), IGNORED)
+        return Batch(inputs[part], masks, len(masks) / len(index))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy and Dice, each of every picture, and the mean over the pictures."""
@@ -187,6 +186,7 @@ def prepare(job: Job) -> Prepared:
     """Read pictures and masks: folders as :func:`edgecv.evaluate.segmentation.read_masks` has
     them, the values mapped to the labels by the file ``classes``."""
     views = job.flat(ViewSettings)
+    colors = color_settings(job)
     settings = job.table("segment", SegmentSettings)
     job.done()
     if job.decoding.kind == "probabilities":
@@ -217,4 +217,5 @@ def prepare(job: Job) -> Prepared:
     if absent:
         job.say(f"WARNING: no pixel of {', '.join(absent)} in the masks to learn from")
     held_out = data if second is None else MaskData(second, job, "held_out")
-    return Prepared(SegmentationTask(data, held_out, spec, views, settings), job.labels)
+    variation = Variation(data.pictures, views, colors)
+    return Prepared(SegmentationTask(data, held_out, spec, variation, settings), job.labels)

@@ -19,7 +19,7 @@ from edgecv.measure import selftest
 from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model
 from edgecv.onnxfile import read_metadata
-from edgecv.onnxheader import Header, read_header
+from edgecv.onnxgraph import OnnxGraph, read_graph
 from edgecv.results import Placement
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Backend
@@ -34,7 +34,7 @@ class AdoptResult:
 
     path: Path
     spec: ModelSpec
-    header: Header
+    graph: OnnxGraph
     size_bytes: int
     licence: str
 
@@ -44,7 +44,7 @@ class AdoptResult:
             "task": self.spec.task,
             "precision": self.spec.precision,
             "target": self.spec.target,
-            "opset": self.header.opset,
+            "opset": self.graph.opset,
             "size_bytes": self.size_bytes,
             "parity": {},
             "classes": len(self.spec.labels),
@@ -72,12 +72,12 @@ def adopt(
     :class:`~edgecv.errors.RecipeError` where no recipe fits.
     """
     source = Path(model)
-    metadata, header = read_metadata(source), read_header(source)
+    metadata, graph = read_metadata(source), read_graph(source)
     if METADATA_KEY in metadata:
         raise InputError(
             f"{source}: this file carries a contract already; `edgecv inspect` shows it"
         )
-    if header.external:
+    if graph.external:
         raise InputError(
             f"{source}: its weights lie in other files, and a model of EdgeCV is one file; save it "
             f"as one first: onnx.save_model(onnx.load(path), path, save_as_external_data=False)"
@@ -94,24 +94,24 @@ def adopt(
         licence = note.licence if note is not None and note.licence else chosen.licence
         spec = replace(
             spec,
-            precision=header.precision,
+            precision=graph.precision,
             provenance={
                 "recipe": chosen.name,
-                "producer": header.producer,
+                "producer": graph.producer,
                 "weights": {
                     "origin": "adopted",
                     "file": source.name,
                     "sha256": sha256_of(source),
                     "licence": licence,
                 },
-                "opset": header.opset,
+                "opset": graph.opset,
                 "tools": {"edgecv": __version__, runtime.info.backend: runtime.info.version},
             },
         )
         spec = replace(spec, self_test=_self_test(runtime, spec, source))
     path = Path(output) if output is not None else _default_output(spec.name, source)
     write_spec(source, spec, path)
-    return AdoptResult(path, spec, header, path.stat().st_size, licence)
+    return AdoptResult(path, spec, graph, path.stat().st_size, licence)
 
 
 def _contract(

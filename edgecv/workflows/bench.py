@@ -123,24 +123,13 @@ def bench(
     A pair that fails is in ``failures``; the others go on. Ctrl-C keeps what was measured and
     sets ``partial``. Raises :class:`~edgecv.errors.InputError` for arguments that mean nothing.
     """
-    if scenario not in SCENARIOS:
-        raise InputError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
-    for name, value in (("duration", duration), ("latency bound", latency_bound_ms)):
-        if not 0 < value < float("inf"):
-            raise InputError(f"{name} must be above 0, got {value:g}")
-    if scenario == "server" and (baseline is not None or compare is not None):
-        raise InputError("--baseline and --compare judge times of runs; server searches for a rate")
+    _check(scenario, duration, latency_bound_ms, judged=baseline is not None or compare is not None)
     here = environment()
     here["machine_id"] = machine_id(here)
     old = None if compare is None else read_report(compare)
     if old is not None:
         same_machine(old, here, os.fspath(compare or ""))
-    paths = find_models(models)
-    if baseline is not None:
-        read_spec(baseline)
-        if any(path.resolve() == Path(baseline).resolve() for path in paths):
-            raise InputError(f"{baseline}: is compared with itself")
-        paths.insert(0, Path(baseline))
+    paths = _with_baseline(find_models(models), baseline)
     request = {"threads": threads, "batch": batch, "scenario": scenario}
     pairs = [
         Pair(str(path), name, {**request, "model": str(path), "backend": name})
@@ -160,14 +149,38 @@ def bench(
     records = tuple(
         r for pair in pairs if (pair.measured or not pair.failure) and (r := record_of(pair))
     )
-    failures = tuple(
-        Failure(pair.path, pair.backend, str(pair.failure), pair.failure.exit_code)
-        for pair in pairs
-        if pair.failure is not None
-    )
     verdicts: list[Verdict] = []
     if baseline is not None:
         verdicts += judge_baseline(records, str(paths[0]))
     if old is not None and records:
         verdicts += judge_session(records, old, os.fspath(compare or ""))
-    return BenchReport(here, records, failures, work.partial, tuple(verdicts))
+    return BenchReport(here, records, _failures(pairs), work.partial, tuple(verdicts))
+
+
+def _check(scenario: str, duration: float, latency_bound_ms: float, *, judged: bool) -> None:
+    """Refuse what means nothing."""
+    if scenario not in SCENARIOS:
+        raise InputError(f"scenario must be one of {', '.join(SCENARIOS)}, got {scenario!r}")
+    for name, value in (("duration", duration), ("latency bound", latency_bound_ms)):
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name} must be above 0, got {value:g}")
+    if scenario == "server" and judged:
+        raise InputError("--baseline and --compare judge times of runs; server searches for a rate")
+
+
+def _with_baseline(paths: list[Path], baseline: str | os.PathLike[str] | None) -> list[Path]:
+    """The baseline is measured first in each round."""
+    if baseline is None:
+        return paths
+    read_spec(baseline)
+    if any(path.resolve() == Path(baseline).resolve() for path in paths):
+        raise InputError(f"{baseline}: is compared with itself")
+    return [Path(baseline), *paths]
+
+
+def _failures(pairs: Sequence[Pair]) -> tuple[Failure, ...]:
+    return tuple(
+        Failure(pair.path, pair.backend, str(pair.failure), pair.failure.exit_code)
+        for pair in pairs
+        if pair.failure is not None
+    )

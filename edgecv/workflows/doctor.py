@@ -10,7 +10,8 @@ from edgecv.measure import targets
 from edgecv.measure.machine import environment, memory_mb
 from edgecv.measure.telemetry import Machine, Sample
 from edgecv.runtimes import AUTO_ORDER, probe_backends
-from edgecv.runtimes.base import Probe, nvidia_devices
+from edgecv.runtimes.base import Probe
+from edgecv.runtimes.hardware import nvidia_devices
 
 HOT_C = 80.0  # a Raspberry Pi slows from 80 degrees, most x86 at 90 to 100
 LITTLE_MB = 4_000

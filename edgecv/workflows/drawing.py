@@ -81,7 +81,7 @@ def with_bar(picture: Image.Image, lines: Sequence[tuple[str, Color | None]]) ->
             x += 2 * size
         fill = "white" if color is not None or index == 0 else "#b0b0b0"
         room = picture.width - x - margin
-        pen.text((x, y), _fitting(text, room, font := _font(size)), fill=fill, font=font)
+        pen.text((x, y), fitting(text, room, font := font_of(size)), fill=fill, font=font)
     return canvas
 
 
@@ -143,9 +143,9 @@ def _label(
     taken: list[_Plate],
 ) -> None:
     """Write ``text`` beside ``box``, where it covers the least of the texts before it."""
-    font = _font(font_size)
+    font = font_of(font_size)
     pad = max(2, font_size // 6)
-    text = _fitting(text, size[0] - 2 * pad, font)
+    text = fitting(text, size[0] - 2 * pad, font)
     left, top, right, bottom = font.getbbox(text)  # Pillow 9.4: textbbox takes TrueType only
     width, height = int(right - left) + 2 * pad, int(bottom - top) + 2 * pad
     places = [
@@ -201,7 +201,7 @@ def _dots(pen: ImageDraw.ImageDraw, points: Any, radius: int, color: Color) -> N
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline="white")
 
 
-def _fitting(text: str, room: int, font: Font) -> str:
+def fitting(text: str, room: int, font: Font) -> str:
     """``text``, or as much of it as ``room`` pixels hold, with an ellipsis."""
     if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow's old font knows Latin-1 only
         text = text.encode("latin-1", "replace").decode("latin-1")
@@ -216,7 +216,8 @@ def _fitting(text: str, room: int, font: Font) -> str:
 _FONTS: dict[int, Font] = {}
 
 
-def _font(size: int) -> Font:
+def font_of(size: int) -> Font:
+    """Pillow's own font, ``size`` pixels high where Pillow can scale it."""
     if size not in _FONTS:
         try:
             _FONTS[size] = ImageFont.load_default(size)

@@ -106,16 +106,22 @@ def evaluate(
         progress=progress,
     )
     with load(model, backend=backend) as opened:
-        task = opened.spec.task
-        if task not in TASKS:
-            raise InputError(
-                f"{model}: eval scores the tasks {', '.join(TASKS)}; this model's is {task!r}"
-            )
-        if split is not None and task != "detect":
-            raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
-        if detector is not None and task != "embed":
-            raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
-        return TASKS[task](opened, request)
+        return score(opened, request)
+
+
+def score(model: Model, request: Request) -> Score:
+    """What :func:`evaluate` gives, of a model that is open."""
+    task = model.spec.task
+    if task not in TASKS:
+        raise InputError(
+            f"{model.runtime.path}: eval scores the tasks {', '.join(TASKS)}; this model's is "
+            f"{task!r}"
+        )
+    if request.split is not None and task != "detect":
+        raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
+    if request.detector is not None and task != "embed":
+        raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
+    return TASKS[task](model, request)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,22 +102,8 @@ def export(
     ``FP16_MAX_REL`` of the largest, nothing is written and
     :class:`~edgecv.errors.ExportError` is raised.
     """
-    if precision not in (*MAX_REL, "int8"):
-        raise InputError(f"precision {precision!r} is not one of {', '.join(MAX_REL)}, int8")
-    if precision == "int8":
-        if calibration is None:
-            raise InputError(
-                "precision int8 needs --calibration DIR: a folder of pictures like those that the "
-                f"model will see, {FEW} or more, which give the ranges of its integers"
-            )
-        if end2end:
-            raise InputError(
-                "decoding and NMS stay in float: export with int8 first, then put them behind it: "
-                "edgecv export NAME-int8-TARGET.onnx --end2end"
-            )
-        # what is wrong with the wishes is said before minutes of work
-        policy_for(target or machine_target())
-        list_pictures(calibration)
+    _check_wishes(precision, calibration, target, end2end=end2end)
+    if calibration is not None:
         with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
             whole = export(
                 name,
@@ -129,19 +116,17 @@ def export(
                 warn=warn,
             )
             return _integers(whole, calibration, target, pixels, output, progress, warn)
-    if calibration is not None or target is not None:
-        raise InputError(f"--calibration and --target are for precision int8, not for {precision}")
-    recipe = recipe_for(name, overrides)
-    resolved = resolve(recipe, weights, progress)
+    wanted = recipe_for(name, overrides)
+    resolved = resolve(wanted, weights, progress)
     if resolved.warning:
         warn(resolved.warning)
-    if resolved.recipe is not recipe and overrides is not None and overrides.to_dict():
+    recipe = resolved.recipe
+    if recipe is not wanted and overrides is not None and overrides.to_dict():
         warn(
             f"the input flags are ignored: the bundled weights were trained with the preparation "
-            f"of {resolved.recipe.name}"
+            f"of {recipe.name}"
         )
         overrides = None
-    recipe = resolved.recipe
     progress("building the net", 1, 4)
     model = load_model(resolved)
     p = recipe.preparation
@@ -152,9 +137,7 @@ def export(
     prepared = taken.preparation if taken else p
     half = make_half(graph, _range_feeds(prepared, batch, pixels)) if precision == "fp16" else None
     data = to_bytes(graph)
-    nodes: dict[str, int] = {}
-    for node in graph.graph:
-        nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
+    nodes = dict(Counter(node.op_type for node in graph.graph))
     spec = _contract(recipe, resolved, overrides, graph.graph.outputs, model, batch, opset)
     spec = _as_written(spec, precision, taken, half)
     suffix = "" if precision == "fp32" else f"-{precision}"
@@ -166,6 +149,36 @@ def export(
     write_spec(data, spec, path)
     progress("proving parity", 4, 4)
     return ExportResult(path, spec, opset, path.stat().st_size, resolved, nodes)
+
+
+def _check_wishes(
+    precision: str,
+    calibration: str | os.PathLike[str] | None,
+    target: str | None,
+    *,
+    end2end: bool,
+) -> None:
+    """Say what is wrong with the wishes before minutes of work."""
+    if precision not in (*MAX_REL, "int8"):
+        raise InputError(f"precision {precision!r} is not one of {', '.join(MAX_REL)}, int8")
+    if precision != "int8":
+        if calibration is not None or target is not None:
+            raise InputError(
+                f"--calibration and --target are for precision int8, not for {precision}"
+            )
+        return
+    if calibration is None:
+        raise InputError(
+            "precision int8 needs --calibration DIR: a folder of pictures like those that the "
+            f"model will see, {FEW} or more, which give the ranges of its integers"
+        )
+    if end2end:
+        raise InputError(
+            "decoding and NMS stay in float: export with int8 first, then put them behind it: "
+            "edgecv export NAME-int8-TARGET.onnx --end2end"
+        )
+    policy_for(target or machine_target())
+    list_pictures(calibration)
 
 
 def _integers(

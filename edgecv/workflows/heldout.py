@@ -35,7 +35,7 @@ class Seen:
         return self._hashes[path]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldOut:
     """Pictures to judge on; ``dataset`` has labels for them, without those of ``leave_out``."""
 

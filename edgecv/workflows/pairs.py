@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from edgecv.errors import InputError
-from edgecv.evaluate.faces import fold_hits, read_pairs
+from edgecv.evaluate.faces import read_pairs
 from edgecv.faces import FacePipeline
+from edgecv.gallery.folds import fold_hits
 from edgecv.gallery.metrics import Vectors, pair_scores
 from edgecv.gallery.thresholds import Choice, at_far, most_accurate, roc
 from edgecv.model import Model

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgecv.errors import InputError
 from edgecv.model import Model
+from edgecv.preprocess import Prepared
 from edgecv.progress import Progress, silent
 from edgecv.results import Result
 from edgecv.workflows.sources import Source
@@ -69,77 +70,69 @@ def predict(
     camera goes on until the iterator is closed or the camera is gone; frames that come while the
     model is busy are dropped for the newest. ``note`` is told what is worth knowing and no error.
     """
+    answering = _Answering(model, progress, conf, iou, note)
     for kind, group in groupby(sources, key=lambda source: source.kind):
         if kind == "picture":
-            yield from _pictures(model, list(group), progress, conf, iou)
+            yield from answering.pictures(list(group))
             continue
-        answer = _video if kind == "video" else _camera
+        frames = answering.video if kind == "video" else answering.camera
         for source in group:
             try:
-                yield from answer(model, source, progress, conf, iou, note)
+                yield from frames(source)
             except InputError as error:
                 yield Prediction(source, None, error)
 
 
-def _pictures(
-    model: Model,
-    sources: Sequence[Source],
-    progress: Progress,
-    conf: float | None,
-    iou: float | None,
-) -> Iterator[Prediction]:
-    done = 0
-    dtype = model.spec.inputs[0].dtype
-    paths = [source.path for source in sources]
-    for chunk in prepared_chunks(paths, model.spec.preparation, dtype):
-        good = [one for one in chunk if not isinstance(one, InputError)]
-        answers = iter(model.answer(good, conf=conf, iou=iou))
-        for one in chunk:
-            if isinstance(one, InputError):
-                yield Prediction(sources[done], None, one)
-            else:
-                yield Prediction(sources[done], next(answers))
-            done += 1
-        progress("pictures", done, len(sources))
+@dataclass(frozen=True, eq=False)
+class _Answering:
+    """An open model and how the caller wants to be answered, whatever the source is."""
 
+    model: Model
+    progress: Progress
+    conf: float | None
+    iou: float | None
+    note: Callable[[str], None]
 
-def _video(
-    model: Model,
-    source: Source,
-    progress: Progress,
-    conf: float | None,
-    iou: float | None,
-    note: Callable[[str], None],
-) -> Iterator[Prediction]:
-    frames = file_frames(source.path, note)
-    while batch := list(islice(frames, FRAMES)):
-        prepared = [model.prepare(frame.pixels, color="bgr") for frame, _, _ in batch]
-        results = model.answer(prepared, conf=conf, iou=iou)
-        for (frame, count, fps), result in zip(batch, results, strict=True):
-            yield _of_frame(source, frame, result, fps=fps)
-            progress(source.path.name, frame.index + 1, count)
+    def answer(self, prepared: Sequence[Prepared]) -> list[Result]:
+        return self.model.answer(prepared, conf=self.conf, iou=self.iou)
 
+    def frame(self, pixels: NDArray[np.uint8]) -> Prepared:
+        return self.model.prepare(pixels, color="bgr")
 
-def _camera(
-    model: Model,
-    source: Source,
-    progress: Progress,
-    conf: float | None,
-    iou: float | None,
-    note: Callable[[str], None],
-) -> Iterator[Prediction]:
-    answered = dropped = 0
-    frames = live_frames(open_camera(source.name), str(source))
-    try:
-        for frame, dropped in frames:
-            prepared = model.prepare(frame.pixels, color="bgr")
-            (result,) = model.answer([prepared], conf=conf, iou=iou)
-            answered += 1
-            progress(str(source), answered, 0)
-            yield _of_frame(source, frame, result, dropped=dropped)
-    finally:
-        frames.close()
-        note(f"{source}: {answered} frames answered, {dropped} dropped for newer ones")
+    def pictures(self, sources: Sequence[Source]) -> Iterator[Prediction]:
+        done = 0
+        spec = self.model.spec
+        paths = [source.path for source in sources]
+        for chunk in prepared_chunks(paths, spec.preparation, spec.inputs[0].dtype):
+            answers = iter(self.answer([one for one in chunk if not isinstance(one, InputError)]))
+            for one in chunk:
+                if isinstance(one, InputError):
+                    yield Prediction(sources[done], None, one)
+                else:
+                    yield Prediction(sources[done], next(answers))
+                done += 1
+            self.progress("pictures", done, len(sources))
+
+    def video(self, source: Source) -> Iterator[Prediction]:
+        frames = file_frames(source.path, self.note)
+        while batch := list(islice(frames, FRAMES)):
+            results = self.answer([self.frame(frame.pixels) for frame, _, _ in batch])
+            for (frame, count, fps), result in zip(batch, results, strict=True):
+                yield _of_frame(source, frame, result, fps=fps)
+                self.progress(source.path.name, frame.index + 1, count)
+
+    def camera(self, source: Source) -> Iterator[Prediction]:
+        answered = dropped = 0
+        frames = live_frames(open_camera(source.name), str(source))
+        try:
+            for frame, dropped in frames:
+                (result,) = self.answer([self.frame(frame.pixels)])
+                answered += 1
+                self.progress(str(source), answered, 0)
+                yield _of_frame(source, frame, result, dropped=dropped)
+        finally:
+            frames.close()
+            self.note(f"{source}: {answered} frames answered, {dropped} dropped for newer ones")
 
 
 def _of_frame(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.measure import selftest
 from edgecv.measure.agreement import agreements
-from edgecv.measure.compare import Comparison, compare_each, worst
+from edgecv.measure.compare import Comparison, compare, compare_each, worst
 from edgecv.measure.machine import cpu_model, simd_flags
 from edgecv.measure.statistics import Interval, ratio
 from edgecv.measure.timing import timed, warm_up
@@ -23,13 +24,14 @@ from edgecv.quantize.layers import LayerError
 from edgecv.quantize.readback import FloatNode, Readback, onnxruntime_readback, openvino_readback
 from edgecv.quantize.targets import Policy, onnxruntime_target
 from edgecv.runtimes import probe_backends
-from edgecv.runtimes.base import RuntimeOptions
-from edgecv.workflows.evaluate import evaluate
+from edgecv.runtimes.base import Array, RuntimeOptions
+from edgecv.workflows.evaluate import Request, score
 from edgecv.workflows.heldout import HeldOut
 from edgecv.workflows.stream import prepared_chunks
 
 COMPARED = 400  # pictures at most whose answers are compared one by one
 ROUNDS, ROUND_SECONDS = 12, 0.15  # of the interleaved latency, each side
+REFERENCE_RUNTIME = "onnxruntime"
 DISAGREEMENT = "disagreement"  # the metric where there are no labels
 METRICS = ("top1", "ap", "miou", "accuracy")  # a segmenter has the last as well
 
@@ -94,6 +96,7 @@ class Proof:
     parent_bytes: int
     backend: str
     instructions: tuple[str, ...]
+    self_test: dict[str, Any]  # for the contract, which keeps it beside the proof
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -127,47 +130,87 @@ def runs_here(policy: Policy) -> bool:
     return probe_backends()[policy.backend].usable
 
 
-def prove(
-    parent: Path,
-    candidate: Path,
-    policy: Policy,
-    held: HeldOut,
-    layers: tuple[LayerError, ...],
-    progress: Progress = silent,
-) -> Proof:
-    """Compare both files on ``held``, in the target's runtime where it is here."""
-    here = policy.backend if runs_here(policy) else None
-    backend = here or "onnxruntime"
-    step = max(1, -(-len(held.pictures) // COMPARED))
-    pictures = held.pictures[::step]
-    with load(parent, backend=backend) as before, load(candidate, backend=backend) as after:
-        outputs, same = _compare(before, after, pictures, progress)
-        name = after.info.backend
-    return Proof(
-        pictures=len(pictures),
-        outputs=outputs,
-        agreement=float(np.mean(same)),
-        drop=_drop(parent, candidate, backend, held, same, progress),
-        latency=_latency(parent, candidate, here) if here else None,
-        readback=_readback(candidate, here),
-        layers=layers,
-        size_bytes=candidate.stat().st_size,
-        parent_bytes=parent.stat().st_size,
-        backend=name,
-        instructions=simd_flags(),
-    )
+class Prover(Closing):
+    """The float file, open for as long as candidates are held against it, in the target's runtime
+    where it is here."""
+
+    def __init__(self, parent: Path, policy: Policy, progress: Progress = silent) -> None:
+        self._here = policy.backend if runs_here(policy) else None
+        self._backend = self._here or REFERENCE_RUNTIME
+        self._progress = progress
+        self._before = load(parent, backend=self._backend)
+        self._scores: dict[HeldOut, dict[str, Any]] = {}  # the parent's, which stay the same
+
+    def close(self) -> None:
+        self._before.close()
+
+    def prove(self, candidate: Path, held: HeldOut, layers: tuple[LayerError, ...]) -> Proof:
+        """All there is to say of the file ``candidate``, on the pictures ``held``."""
+        step = max(1, -(-len(held.pictures) // COMPARED))
+        pictures = held.pictures[::step]
+        with load(candidate, backend=self._backend) as after:
+            outputs, same = _compare(self._before, after, pictures, self._progress)
+            drop = self._drop(after, held, same)
+            self_test = self._self_test(after)
+            name = after.info.backend
+        parent = self._before.runtime.path
+        return Proof(
+            pictures=len(pictures),
+            outputs=outputs,
+            agreement=float(np.mean(same)),
+            drop=drop,
+            latency=_latency(parent, candidate, self._here) if self._here else None,
+            readback=_readback(candidate, self._here),
+            layers=layers,
+            size_bytes=candidate.stat().st_size,
+            parent_bytes=parent.stat().st_size,
+            backend=name,
+            instructions=simd_flags(),
+            self_test=self_test,
+        )
+
+    def judge(self, candidate: Path, judges: Sequence[HeldOut]) -> Drop:
+        """The largest drop of ``candidate`` on any of ``judges``."""
+        drops = []
+        with load(candidate, backend=self._backend) as after:
+            for held in judges:
+                same: list[float] = []
+                if held.dataset is None:
+                    same = _compare(self._before, after, held.pictures, self._progress)[1]
+                drops.append(self._drop(after, held, same))
+        return max(drops, key=lambda drop: drop.points)
+
+    def _drop(self, after: Model, held: HeldOut, same: list[float]) -> Drop:
+        """Points lost on labelled pictures; where there are none, points of disagreement."""
+        if held.dataset is None:
+            return Drop(DISAGREEMENT, points_of(1 - float(np.mean(same))), len(same))
+        request = Request(
+            held.dataset, self._backend, leave_out=held.leave_out, progress=self._progress
+        )
+        if held not in self._scores:
+            self._scores[held] = score(self._before, request).to_dict()
+        before, now = self._scores[held], score(after, request).to_dict()
+        metric = next(name for name in METRICS if before.get(name) is not None)
+        points = points_of(before[metric] - now[metric])
+        return Drop(metric, points, before["count"], before[metric], now[metric])
+
+    def _self_test(self, after: Model) -> dict[str, Any]:
+        """The file's own answers to seeded inputs.
+
+        Another processor may round a tie the other way, and one step more or less runs on through
+        the layers: so much may the answers differ elsewhere as they differ from the parent's here.
+        """
+        mine, theirs = (_seeded_answers(model) for model in (after, self._before))
+        return selftest.record(mine, compare(mine, theirs).max_rel, selftest.SEED)
 
 
-def judge(
-    parent: Path, candidate: Path, policy: Policy, held: HeldOut, progress: Progress = silent
-) -> Drop:
-    """The drop alone, for whoever decides what to put back to float."""
-    backend = (policy.backend if runs_here(policy) else None) or "onnxruntime"
-    same: list[float] = []
-    if held.dataset is None:
-        with load(parent, backend=backend) as before, load(candidate, backend=backend) as after:
-            same = _compare(before, after, held.pictures, progress)[1]
-    return _drop(parent, candidate, backend, held, same, progress)
+def _seeded_answers(model: Model) -> dict[str, Array]:
+    """In onnxruntime, whose answers self-tests hold, whichever runtime ``model`` is open in."""
+    if model.info.backend != REFERENCE_RUNTIME:
+        with load(model.runtime.path, backend=REFERENCE_RUNTIME) as other:
+            return _seeded_answers(other)
+    tensor, preparation = model.spec.inputs[0], model.spec.preparation
+    return model.infer(selftest.inputs(preparation, selftest.SEED, selftest.COUNT, tensor.dtype))
 
 
 def _compare(
@@ -203,27 +246,6 @@ def _pooled(parts: list[dict[str, Comparison]]) -> dict[str, Comparison]:
         ratios = [one.sqnr_db for one in each if one.sqnr_db is not None]
         pooled[name] = replace(worst(each), sqnr_db=float(np.mean(ratios)) if ratios else None)
     return pooled
-
-
-def _drop(
-    parent: Path,
-    candidate: Path,
-    backend: str,
-    held: HeldOut,
-    same: list[float],
-    progress: Progress,
-) -> Drop:
-    """Points lost on labelled pictures; where there are none, points of disagreement."""
-    if held.dataset is None:
-        return Drop(DISAGREEMENT, points_of(1 - float(np.mean(same))), len(same))
-    options: dict[str, Any] = {"backend": backend, "leave_out": held.leave_out}
-    before, after = (
-        evaluate(path, held.dataset, progress=progress, **options).to_dict()
-        for path in (parent, candidate)
-    )
-    metric = next(name for name in METRICS if before.get(name) is not None)
-    points = points_of(before[metric] - after[metric])
-    return Drop(metric, points, before["count"], before[metric], after[metric])
 
 
 def points_of(share: float) -> float:

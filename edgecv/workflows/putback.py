@@ -20,7 +20,8 @@ STEPS = 8  # each halves the error that may be left: 1/256 of it is noise beside
 
 @dataclass(frozen=True)
 class Try:
-    """With ``nodes`` in float, which leave an error of at most ``limit``, the file ``drops``."""
+    """With ``nodes`` in float, which leave an error of at most ``limit``, the file ``drops`` so
+    much on the half of the judges that sees more of it."""
 
     limit: float
     nodes: int
@@ -37,9 +38,11 @@ def judges_of(
     drawn: list[Path],
     scored: bool,
     warn: Warn,
-) -> HeldOut:
+) -> list[HeldOut]:
     """Pictures of the folder ``calibration`` that decide what is put back: every second one of
-    ``rest``, so that a proof on the others has not been decided by them.
+    ``rest``, so that a proof on the others has not been decided by them. They are two halves, and
+    the one that sees the larger drop decides: the search stops at the first file that fits, so one
+    judge would let a file pass by luck as often as it turns one away.
 
     ``scored``: the proof is a score by labels; then the judges are too, where the folder has
     labels. Otherwise both count disagreement, of which a score sees a part only.
@@ -47,15 +50,19 @@ def judges_of(
     pictures = rest[::2][:JUDGES]
     if not pictures:
         warn("no picture is left to decide what is put back to float: those that calibrated do it")
-        return HeldOut(drawn)
+        return [HeldOut(drawn)]
+    halves = [half for half in (pictures[::2], pictures[1::2]) if half]
     try:
         labelled = scored and spec.task != "embed" and bool(labelled_pictures(spec, calibration))
     except InputError:
         labelled = False
     if not labelled:
-        return HeldOut(pictures)
-    mine = Seen(pictures)
-    return HeldOut(pictures, calibration, lambda path: not mine(path))
+        return [HeldOut(half) for half in halves]
+    return [HeldOut(half, calibration, _all_but(Seen(half))) for half in halves]
+
+
+def _all_but(mine: Seen) -> Callable[[Path], bool]:
+    return lambda path: not mine(path)
 
 
 def put_back_until(

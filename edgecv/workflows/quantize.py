@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ import onnx_ir as ir
 from edgecv.errors import CheckFailed, InputError
 from edgecv.files import atomic_write
 from edgecv.graph.upgrade import read_onnx, upgrade
-from edgecv.measure import selftest
-from edgecv.measure.compare import compare, worst
+from edgecv.measure.compare import worst
 from edgecv.measure.quantpage import quantization_page
-from edgecv.model import load, same_shape
+from edgecv.model import same_shape
 from edgecv.preprocess import Picture, list_pictures, stack
 from edgecv.progress import Progress, silent
 from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, Search, prepare
@@ -26,8 +26,8 @@ from edgecv.quantize.run import Array, Batches
 from edgecv.quantize.sensitivity import error_for
 from edgecv.quantize.targets import MAC, Policy, policy_for
 from edgecv.spec import ModelSpec, TensorSpec, read_spec, write_spec
-from edgecv.workflows.heldout import Seen, Warn, held_out
-from edgecv.workflows.proof import DISAGREEMENT, Proof, float_summary, judge, machine_target, prove
+from edgecv.workflows.heldout import HeldOut, Seen, Warn, held_out
+from edgecv.workflows.proof import DISAGREEMENT, Drop, Proof, Prover, float_summary, machine_target
 from edgecv.workflows.putback import Try, judges_of, put_back_until
 from edgecv.workflows.stream import prepared_chunks
 
@@ -110,40 +110,31 @@ def quantize(
         progress=progress,
     )
     path = Path(output) if output is not None else _name(parent, policy)
-    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="edgecv-") as folder,
+        Prover(source, policy, progress) as prover,
+    ):
         draft = Path(folder) / path.name
-
-        def written(done: Quantized) -> ModelSpec:
-            spec = _contract(parent, policy, ready, done, drawn, seed)
-            write_spec(_bytes(done), spec, draft)
-            return spec
-
-        def proven(done: Quantized, seen: Seen) -> Proof:
-            held = held_out(parent, data, rest, drawn, seen, warn)
-            return prove(source, draft, policy, held, quantizer.layers(done), progress)
-
+        job = _Job(source, parent, policy, ready, quantizer, drawn, seed, prover, draft)
         done = quantizer.quantize()
-        spec = written(done)
-        proof = proven(done, Seen(drawn))
+        spec = job.write(done)
+        proof = job.prove(held_out(parent, data, rest, drawn, Seen(drawn), warn), done)
         tries: list[Try] = []
         if max_drop is not None and proof.drop.points > max_drop:
             scored = proof.drop.metric != DISAGREEMENT
             judges = judges_of(parent, Path(calibration), rest, drawn, scored, warn)
-            found, tries = put_back_until(
-                quantizer,
-                done,
-                max_drop,
-                lambda one: (written(one), judge(source, draft, policy, judges, progress))[1],
-            )
-            spec = written(found)
-            if found is not done:
-                used = [*drawn, *(p for p in judges.pictures if p in rest)]
-                rest = [p for p in rest if p not in judges.pictures]
-                proof, done = proven(found, Seen(used)), found
+            found, tries = put_back_until(quantizer, done, max_drop, partial(job.judge, judges))
+            spec = job.write(found)
+            if found is not done:  # those who decided are no proof
+                asked = {p for half in judges for p in half.pictures if p in rest}
+                left = [p for p in rest if p not in asked]
+                seen = Seen([*drawn, *asked])
+                proof = job.prove(held_out(parent, data, left, drawn, seen, warn), found)
+                done = found
         spec = replace(
             spec, quantization={**spec.quantization, "tries": [one.to_dict() for one in tries]}
         )
-        spec = _with_proof(spec, draft, source, proof)
+        spec = _with_proof(spec, source, proof)
         _gate(proof, max_drop, tries, force, path)
         _check_floats(ready, done, proof, warn)
         write_spec(draft, spec, path)
@@ -154,6 +145,35 @@ def quantize(
                 quantization_page(str(path.name), summary(result), result.to_dict()).encode()
             )
     return result
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One file on its way to integers: each copy is written, as the draft, and looked at."""
+
+    source: Path
+    parent: ModelSpec
+    policy: Policy
+    ready: Prepared
+    quantizer: Quantizer
+    drawn: Sequence[Path]
+    seed: int
+    prover: Prover
+    draft: Path
+
+    def write(self, done: Quantized) -> ModelSpec:
+        spec = _contract(self.parent, self.policy, self.ready, done, self.drawn, self.seed)
+        write_spec(_bytes(done), spec, self.draft)
+        return spec
+
+    def prove(self, held: HeldOut, done: Quantized) -> Proof:
+        """The proof of ``done``, which is the draft."""
+        return self.prover.prove(self.draft, held, self.quantizer.layers(done))
+
+    def judge(self, judges: Sequence[HeldOut], done: Quantized) -> Drop:
+        """Write ``done``, and ask ``judges``."""
+        self.write(done)
+        return self.prover.judge(self.draft, judges)
 
 
 def _check_floats(ready: Prepared, done: Quantized, proof: Proof, warn: Warn) -> None:
@@ -266,24 +286,11 @@ def _contract(
     )
 
 
-def _with_proof(spec: ModelSpec, draft: Path, parent: Path, proof: Proof) -> ModelSpec:
-    """The contract with its proof, and a self-test of the file's own answers.
-
-    Another processor may round a tie the other way, and one step more or less runs on through the
-    layers: so much may the answers differ elsewhere as they differ from the parent's here.
-    """
-    with load(draft, backend="onnxruntime") as model:
-        tensor = spec.inputs[0]
-        batch = selftest.inputs(spec.preparation, selftest.SEED, selftest.COUNT, tensor.dtype)
-        mine = model.infer(batch)
-    with load(parent, backend="onnxruntime") as model:
-        own = model.spec
-        batch = selftest.inputs(own.preparation, selftest.SEED, selftest.COUNT, own.inputs[0].dtype)
-        distance = compare(mine, model.infer(batch)).max_rel
+def _with_proof(spec: ModelSpec, parent: Path, proof: Proof) -> ModelSpec:
     pooled = worst(list(proof.outputs.values()))
     return replace(
         spec,
-        self_test=selftest.record(mine, distance, selftest.SEED),
+        self_test=proof.self_test,
         parity={
             **pooled.to_dict(),
             "reference": f"{parent.name}, fp32",
@@ -357,7 +364,7 @@ def summary(result: QuantizeResult) -> dict[str, str]:
     for one in spec.quantization["tries"]:
         pairs[f"limit {one['limit']:.2g}"] = (
             f"{one['nodes']} nodes in float, {one['points']:.2f} points of {one['metric']} on "
-            f"{one['pictures']} pictures of the calibration folder"
+            f"{one['pictures']} pictures of the calibration folder, the worse of its judges' halves"
         )
     pairs["instructions"] = ", ".join(proof.instructions)
     return pairs

@@ -47,6 +47,7 @@ from edgecv.train.trunk import load_trunk
 TASKS = {
     "classify": "edgecv.train.classify:prepare",
     "detect": "edgecv.train.detection:prepare",
+    "embed": "edgecv.train.embed:prepare",
     "landmarks": "edgecv.train.places:prepare_landmarks",
     "segment": "edgecv.train.segmentation:prepare",
 }
@@ -108,21 +109,7 @@ def train_recipe(
     table = read_table(recipe, settings)
     find = bool(table.pop(FIND_LR, False))
     given = dict(table)
-    where = f"{recipe.path}: train"
-    (config, files), rest = distribute(table, (TrainConfig, DataSettings), where)
-    job = Job(
-        folder=data,
-        files=files,
-        settings=rest,
-        preparation=recipe.preparation,
-        decoding=recipe.decoding,
-        labels=recipe.labels,
-        seed=config.seed,
-        where=where,
-        fixed_labels=bool(files.data),
-        progress=progress,
-        say=say,
-    )
+    config, job = make_job(recipe, table, data, progress, say)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     prepared = prepare(recipe.task, job)
     if prepared.labels != recipe.labels:
@@ -133,21 +120,22 @@ def train_recipe(
         recipe = replace(recipe, decoding=prepared.decoding)
     torch.manual_seed(config.seed)
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
-    initial = start(model, recipe, files.initial, data, transfer, progress, say)
-    if files.trunk:
-        path = found_weights(data, files.trunk, "trunk")
+    initial = start(model, recipe, job.files.initial, data, transfer, progress, say)
+    if job.files.trunk:
+        path = found_weights(data, job.files.trunk, "trunk")
         part = load_trunk(model, read_state_dict(path), str(path))
         initial = f"{initial}; {part}: {path.name} {sha256_of(path)}"
-    if files.freeze:
+    if job.files.freeze:
         if transfer is not None:
-            raise RecipeError(f"{where}.freeze: with a table transfer, freeze is a key of that")
-        freeze_up_to(model, files.freeze, [])
+            raise RecipeError(f"{job.where}.freeze: beside a table transfer it is a key of that")
+        freeze_up_to(model, job.files.freeze, [])
     if find:
-        return _find_rate(model, prepared.task, config, folder, progress)
+        return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
     report = _reporter(progress, say)
     identity = {"recipe": recipe.name, "initial": initial, **given}
     if transfer is None:
-        log = train(model, prepared.task, config, folder, report, identity)
+        learner = prepared.learner(model)
+        log = train(learner, prepared.task, config, folder, report, identity)
     else:
         log = _transfer(
             model, prepared.task, config, transfer, folder, report, identity, progress, say
@@ -158,11 +146,11 @@ def train_recipe(
         if key not in ("data", "held_out", "initial", "trunk")
     }
     about = {
-        "recipe": recipe.name,
         "edgecv": __version__,
+        "config": json.dumps(kept),
         "torch": torch.__version__,
         "initial": initial,
-        "config": json.dumps(kept),
+        "recipe": recipe.name,
     }
     result = TrainResult(
         folder / f"{recipe.name}.safetensors",
@@ -172,6 +160,33 @@ def train_recipe(
         {},
     )
     return _store(result, model, recipe, prepared, about, log) if first else result
+
+
+def make_job(
+    recipe: Recipe,
+    table: Mapping[str, Any],
+    data: Path,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> tuple[TrainConfig, Job]:
+    """The loop's settings in the [train] ``table``, and what the task's module is given."""
+    where = f"{recipe.path}: train"
+    (config, files), rest = distribute(table, (TrainConfig, DataSettings), where)
+    job = Job(
+        folder=data,
+        files=files,
+        settings=rest,
+        preparation=recipe.preparation,
+        decoding=recipe.decoding,
+        labels=recipe.labels,
+        seed=config.seed,
+        batch=config.batch,
+        where=where,
+        fixed_labels=bool(files.data),
+        progress=progress,
+        say=say,
+    )
+    return config, job
 
 
 def prepare(task: str, job: Job) -> Prepared:

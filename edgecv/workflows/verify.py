@@ -33,8 +33,8 @@ from edgecv.measure.compare import (
     worst,
 )
 from edgecv.measure.layers import Divergence, LayerError, first_divergence, rank_layers
-from edgecv.measure.onnxgraph import read_graph
 from edgecv.model import Model, load
+from edgecv.onnxgraph import read_graph
 from edgecv.preprocess import open_picture, prepare, stack
 from edgecv.progress import Progress, silent
 from edgecv.results import Placement, Result
@@ -115,6 +115,38 @@ class Verification:
         }
 
 
+@dataclass(frozen=True)
+class _Gates:
+    """What the caller holds the figures against, beside the bound that the precision gives."""
+
+    min_agreement: float | None
+    min_cosine: float | None
+    max_drop: float | None
+    strict_target: bool
+
+    def hold(self, verdict: Verification) -> Verification:
+        """``verdict`` with the checks that its own figures decide."""
+        checks = list(verdict.checks)
+        if self.min_agreement is not None:
+            found = verdict.agreement
+            if found is None:
+                raise InputError("--min-agreement needs answers to compare: name a reference")
+            checks.append(
+                Check("agreement", found, self.min_agreement, found >= self.min_agreement)
+            )
+        if self.min_cosine is not None:
+            cosine = verdict.comparison.cosine
+            checks.append(Check("cosine", cosine, self.min_cosine, cosine >= self.min_cosine))
+        return replace(verdict, checks=tuple(checks))
+
+    def hold_target(self, verdict: Verification) -> Verification:
+        """``--strict-target`` makes the note about the target a check that failed."""
+        if not self.strict_target:
+            return verdict
+        fits = float(verdict.target_note is None)
+        return replace(verdict, checks=(*verdict.checks, Check("target", fits, 1.0, fits == 1.0)))
+
+
 def verify(
     candidate: str | os.PathLike[str],
     against: str | os.PathLike[str] | None = None,
@@ -145,13 +177,14 @@ def verify(
     :func:`~edgecv.measure.compare.int8_layer_min_sqnr`; the reference has to be an ``.onnx`` or a
     recipe. ``save``: a folder for the pictures whose answer changed.
     """
+    gates = _Gates(min_agreement, min_cosine, max_drop, strict_target)
     with load(candidate, backend=backend) as model:
         if against is None:
             if any(v is not None for v in (data, record, max_drop, save)) or layers:
                 raise InputError(
                     "--data, --record, --max-drop, --layers and --save need a reference: --against"
                 )
-            return _strict(_self_test(model, min_agreement, min_cosine), strict_target)
+            return gates.hold_target(gates.hold(_self_test(model)))
         if os.fspath(against) == os.fspath(candidate):
             raise InputError(f"{candidate}: is compared with itself")
         if layers and os.fspath(against).endswith(".npz"):
@@ -168,15 +201,15 @@ def verify(
         mine = model.decode(outputs, placements)
         theirs = side.results or model.decode(side.outputs, placements)
         same = agreements(mine, theirs)
-        verdict = _judge(
-            model,
-            outputs,
-            side.outputs,
-            side.name,
-            inputs.description,
-            float(np.mean(same)),
-            min_agreement,
-            min_cosine,
+        verdict = gates.hold(
+            _judge(
+                model,
+                outputs,
+                side.outputs,
+                side.name,
+                inputs.description,
+                float(np.mean(same)),
+            )
         )
         if max_drop is not None:
             first = model.spec.outputs[0].name
@@ -188,18 +221,10 @@ def verify(
             verdict = replace(verdict, saved=_save(Path(save), inputs, indices, mine, theirs))
         if layers:
             verdict = _with_layers(verdict, model, Path(candidate), against, weights, inputs)
-        return _strict(verdict, strict_target)
+        return gates.hold_target(verdict)
 
 
-def _strict(verdict: Verification, strict_target: bool) -> Verification:
-    """``--strict-target`` makes the note about the target a check that failed."""
-    if not strict_target:
-        return verdict
-    fits = float(verdict.target_note is None)
-    return replace(verdict, checks=(*verdict.checks, Check("target", fits, 1.0, fits == 1.0)))
-
-
-def _self_test(model: Model, min_agreement: float | None, min_cosine: float | None) -> Verification:
+def _self_test(model: Model) -> Verification:
     spec = model.spec
     if not spec.self_test:
         raise SpecError(f"{spec.name}: the file carries no self-test; name a reference: --against")
@@ -216,8 +241,6 @@ def _self_test(model: Model, min_agreement: float | None, min_cosine: float | No
         "the file's own self-test",
         f"{spec.self_test['count']} seeded pictures",
         agreement,
-        min_agreement,
-        min_cosine,
         bound=float(spec.self_test.get("max_rel", FP32_MAX_REL)),
     )
 
@@ -229,21 +252,11 @@ def _judge(
     name: str,
     inputs: str,
     agreement: float | None,
-    min_agreement: float | None,
-    min_cosine: float | None,
     bound: float | None = None,
 ) -> Verification:
-    """Compare two sides' outputs and hold the figures against the gates."""
+    """Compare two sides' outputs, and hold them to what the file's precision promises."""
     each = compare_each(outputs, reference)
     comparison = worst(list(each.values()))
-    checks = [_own_check(model, comparison, bound)]
-    if min_agreement is not None:
-        if agreement is None:
-            raise InputError("--min-agreement needs answers to compare: name a reference")
-        checks.append(Check("agreement", agreement, min_agreement, agreement >= min_agreement))
-    if min_cosine is not None:
-        passed = comparison.cosine >= min_cosine
-        checks.append(Check("cosine", comparison.cosine, min_cosine, passed))
     info = model.info
     return Verification(
         name,
@@ -251,7 +264,7 @@ def _judge(
         comparison,
         each,
         agreement,
-        tuple(checks),
+        (_own_check(model, comparison, bound),),
         info.backend,
         info.precision,
         targets.mismatch(model.spec, info.backend),

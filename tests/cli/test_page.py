@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
-from edgecv.measure.onnxgraph import read_graph
 from edgecv.measure.profile import nodes_of
 from edgecv.measure.ready import READY_MODEL
+from edgecv.onnxgraph import read_graph
 from edgecv.spec import read_spec, write_spec
 from edgecv.workflows.bench import bench
 from edgecv.workflows.report import report_on, write_html

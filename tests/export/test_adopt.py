@@ -15,7 +15,7 @@ from edgecv.errors import InputError, RecipeError, SpecError
 from edgecv.export.recipe import list_adoptable, load_recipe
 from edgecv.export.ultralytics import read_note
 from edgecv.measure.ready import READY_MODEL
-from edgecv.onnxheader import read_header
+from edgecv.onnxgraph import read_graph
 from edgecv.spec import read_spec
 from edgecv.workflows.adopt import adopt
 
@@ -159,7 +159,7 @@ def test_weights_in_other_files_are_refused(tmp_path):
     model = onnx.load(net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE))
     path = tmp_path / "b.onnx"
     onnx.save_model(model, path, save_as_external_data=True, size_threshold=0)
-    assert read_header(path).external
+    assert read_graph(path).external
     with pytest.raises(InputError, match="save_as_external_data=False"):
         adopt(path)
 
@@ -172,14 +172,14 @@ def test_the_source_is_never_overwritten_by_default(tmp_path, monkeypatch):
     assert source.read_bytes() == before
 
 
-def test_the_header_is_what_onnx_reads(assets):
+def test_the_graph_is_what_onnx_reads(assets):
     for path in [READY_MODEL, *(assets / "weights").glob("*.onnx")]:
-        header, model = read_header(path), onnx.load(path)
-        assert header.opset == model.opset_import[0].version
-        assert header.producer == model.producer_name
-        assert sum(header.operators.values()) == len(model.graph.node)
-        assert header.precision == "fp32"
-        assert not header.external
+        graph, model = read_graph(path), onnx.load(path)
+        assert graph.opset == model.opset_import[0].version
+        assert graph.producer == model.producer_name
+        assert sum(graph.operators.values()) == len(model.graph.node)
+        assert graph.precision == "fp32"
+        assert not graph.external
 
 
 def test_yolov5s_note_has_names_and_stride_only():

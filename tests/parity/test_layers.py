@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,18 @@ import pytest
 from onnx import numpy_helper
 
 import edgecv
-from edgecv.errors import CheckFailed, InputError
+from edgecv.errors import CheckFailed, InputError, SpecError
 from edgecv.measure import selftest, targets
 from edgecv.measure.agreement import agreements, changed
 from edgecv.measure.compare import condition_of, fp16_max_rel, int8_min_sqnr
+from edgecv.measure.cut import cut
 from edgecv.measure.layers import first_divergence, rank_layers
-from edgecv.measure.onnxgraph import macs, matmul_model, read_graph
+from edgecv.measure.macs import macs, matmul_model
 from edgecv.measure.ready import READY_MODEL
+from edgecv.onnxgraph import read_graph
 from edgecv.results import Classification, Detections, Embedding, Landmarks, Segmentation
 from edgecv.spec import read_spec, write_spec
+from edgecv.wire import message
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +269,7 @@ def test_the_graph_is_read_as_onnx_reads_it():
     assert {n: one.dims for n, one in graph.initializers.items()} == {
         t.name: tuple(t.dims) for t in proto.graph.initializer
     }
-    again = onnx.load_from_string(graph.serialize())
+    again = onnx.load_from_string(cut(graph))
     assert again.graph.node == proto.graph.node
     onnx.checker.check_model(again)
     conv = graph.nodes[0]  # 3x3, stride 2, 3 to 32 channels: 32 x 32 positions
@@ -273,6 +277,26 @@ def test_the_graph_is_read_as_onnx_reads_it():
     depthwise = graph.nodes[2]
     assert macs(graph, depthwise, (1, 32, 32, 32), (1, 32, 32, 32)) == 32 * 32 * 32 * 9
     assert macs(graph, graph.nodes[1], (1, 32), (1, 32)) is None  # Clip
+
+
+def test_a_damaged_graph_is_refused_and_weights_stay_unread(tmp_path):
+    whole = READY_MODEL.read_bytes()
+    for size in range(0, len(whole), len(whole) // 40):
+        with pytest.raises(SpecError, match="not an ONNX model"):
+            read_graph(whole[:size])
+    inside = b""
+    for _ in range(30):  # a graph in an attribute of a node of a graph ...
+        inside = message(1, message(5, message(6, inside)))
+    with pytest.raises(SpecError, match="nested more than 64"):
+        read_graph(message(7, inside))
+    with pytest.raises(SpecError, match="not UTF-8"):
+        read_graph(message(7, message(1, message(4, b"\xff"))))
+    path = tmp_path / "big.onnx"
+    path.write_bytes(matmul_model(4000))  # 64 MB of weights
+    tracemalloc.start()
+    assert read_graph(path).initializers["w"].dims == (4000, 4000)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 
 def test_pieces_of_a_graph_keep_what_subgraphs_read(tmp_path):

@@ -18,6 +18,7 @@ import edgecv
 from edgecv.errors import CheckFailed, InputError, QuantizeError
 from edgecv.measure.ready import READY_MODEL
 from edgecv.onnxfile import read_metadata
+from edgecv.quantize.targets import policy_for
 from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, read_spec, write_spec
 from edgecv.workflows import proof, putback
 from edgecv.workflows.quantize import quantize
@@ -228,10 +229,29 @@ def test_judges_count_what_the_proof_counts(pictures, scored):
     found = sorted(pictures.rglob("*.png"))
     spec = read_spec(READY_MODEL)
     judges = putback.judges_of(spec, pictures, found[:20], found[20:], scored, print)
-    assert judges.pictures == found[:20:2]
-    assert (judges.dataset == pictures) is scored
-    if scored:
-        assert [path for path in found if not judges.leave_out(path)] == judges.pictures
+    assert [half.pictures for half in judges] == [found[:20:4], found[2:20:4]]
+    for half in judges:
+        assert (half.dataset == pictures) is scored
+        if scored:
+            assert [path for path in found if not half.leave_out(path)] == half.pictures
+
+
+def test_the_judge_that_sees_more_decides(pictures, tmp_path):
+    """Halves that disagree about a file: the drop is the worse one's, and so are its pictures."""
+    parent, path = three_layers(tmp_path / "off.onnx", 2000), tmp_path / "out.onnx"
+    quantize(parent, calibration=pictures, target=TARGET, output=path, force=True)
+    with proof.Prover(parent, policy_for(TARGET)) as prover:
+
+        def drop(*judges):
+            return prover.judge(path, [proof.HeldOut(list(some)) for some in judges])
+
+        alone = {one: drop([one]).points for one in sorted(pictures.rglob("*.png"))}
+        assert set(alone.values()) == {0, 100}
+        same = [one for one, points in alone.items() if points == 0]
+        other = [one for one, points in alone.items() if points == 100]
+        assert drop(same[:5]).points == 0
+        worse = drop(same[:5], [*same[5:8], other[0]])
+        assert (worse.points, worse.pictures) == (25, 4)
 
 
 def test_a_drop_of_just_the_limit_is_no_more_than_it():

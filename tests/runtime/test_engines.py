@@ -237,7 +237,8 @@ def test_the_command_builds_and_says_what_it_did(trt, tmp_path):
 
 
 def cached(folder, **options):
-    from edgecv.runtimes.trt_build import cached_engine, plan_build
+    from edgecv.runtimes.trt_build import plan_build
+    from edgecv.runtimes.trt_cache import cached_engine
 
     chosen = RuntimeOptions(cache_dir=folder, **options)
     plan = plan_build("tensorrt-rtx", READY_MODEL, ("sm86",), chosen)
@@ -281,7 +282,8 @@ def test_processes_share_the_cache(trt, tmp_path):
     code = (
         "import sys\nfrom edgecv.measure.ready import READY_MODEL\n"
         "from edgecv.runtimes.base import RuntimeOptions\n"
-        "from edgecv.runtimes.trt_build import cached_engine, plan_build\n"
+        "from edgecv.runtimes.trt_build import plan_build\n"
+        "from edgecv.runtimes.trt_cache import cached_engine\n"
         "from edgecv.enginefile import read_engine\n"
         "o = RuntimeOptions(cache_dir=sys.argv[1])\n"
         "p = plan_build('tensorrt-rtx', READY_MODEL, ('sm86',), o)\n"

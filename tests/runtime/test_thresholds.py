@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from edgecv.errors import InputError
-from edgecv.evaluate.faces import deal, fold_hits, read_pairs
+from edgecv.evaluate.faces import read_pairs
+from edgecv.gallery.folds import deal, fold_hits
 from edgecv.gallery.metrics import accepts
 from edgecv.gallery.thresholds import at_far, most_accurate, roc
 

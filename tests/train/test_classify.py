@@ -1,0 +1,238 @@
+"""Classifiers: reading pictures, transfer learning, the command from folder to ONNX."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from edgecv import models
+from edgecv.errors import InputError, RecipeError, WeightsError
+from edgecv.export.recipe import load_recipe, read_recipe
+from edgecv.export.weights import read_state_dict
+from edgecv.spec import Preparation
+from edgecv.train.batchnorm import is_folded
+from edgecv.train.data import load_pictures, split
+from edgecv.train.settings import TrainConfig, typed
+from edgecv.train.transfer import freeze_up_to, head_of, tail_of, unfreeze_from
+from edgecv.workflows.train import RateResult, read_table, start_from, train_recipe
+
+PREPARATION = Preparation(16, 16, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_a_folder_and_a_zip_of_it_are_the_same_data(pictures, tmp_path):
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in pictures.rglob("*.png"):
+            file.write(path, path.relative_to(tmp_path))
+    one, two = (load_pictures(source, PREPARATION) for source in (pictures, archive))
+    assert torch.equal(one.pixels, two.pixels)
+    assert torch.equal(one.labels, two.labels)
+    assert one.classes == ("disc", "square")
+
+
+def test_labels_follow_the_recipes_order(pictures):
+    turned = load_pictures(pictures, PREPARATION, classes=("square", "disc"))
+    plain = load_pictures(pictures, PREPARATION)
+    assert torch.equal(turned.labels, 1 - plain.labels)
+
+
+def test_a_split_is_by_class_and_by_seed(pictures):
+    data = load_pictures(pictures, PREPARATION)
+    first, second = split(data, 0.25, 3)
+    assert torch.bincount(first.labels).tolist() == [15, 15]
+    assert torch.bincount(second.labels).tolist() == [5, 5]
+    again, other = split(data, 0.25, 3)[1], split(data, 0.25, 4)[1]
+    assert torch.equal(second.pixels, again.pixels)
+    assert not torch.equal(second.pixels, other.pixels)
+    every = torch.cat([first.pixels, second.pixels]).flatten(1)
+    assert len(torch.unique(every, dim=0)) == 40
+
+
+def test_what_is_wrong_with_the_pictures_is_named(pictures, tmp_path):
+    with pytest.raises(InputError, match="no such folder or zip file"):
+        load_pictures(tmp_path / "none", PREPARATION)
+    (pictures / "triangle").mkdir()
+    with pytest.raises(InputError, match="no pictures of triangle"):
+        load_pictures(pictures, PREPARATION)
+    with pytest.raises(InputError, match=r"classes \['triangle'\] are not the recipe's labels"):
+        load_pictures(pictures, PREPARATION, classes=("disc", "square"))
+    (pictures / "triangle").rmdir()
+    for path in (pictures / "square").iterdir():
+        path.unlink()
+    (pictures / "square").rmdir()
+    with pytest.raises(InputError, match="a folder per class, at least two; found"):
+        load_pictures(pictures, PREPARATION)
+
+
+def test_a_broken_picture_stops_or_is_left_out(pictures):
+    broken = pictures / "disc" / "003.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"003\.png.*skip_broken=true"):
+        load_pictures(pictures, PREPARATION)
+    data = load_pictures(pictures, PREPARATION, skip_broken=True)
+    assert len(data.labels) == len(data.pixels) == 39
+    assert [text for text in data.skipped if "003.png" in text]
+
+
+def test_settings_are_typed():
+    where = "mine.toml: train"
+    assert typed(TrainConfig, {"lr": 1}, where).lr == 1.0
+    for values, message in (
+        ({"learning": 1}, r"mine\.toml: train\.learning: unknown key"),
+        ({"epoch": 1}, "did you mean 'epochs'"),
+        ({"epochs": "2"}, "train.epochs: expected int, got '2'"),
+        ({"precision": "int8"}, "precision: expected one of fp32, bf16, fp16; got 'int8'"),
+        ({"ema": 1.0}, "ema: expected a decay"),
+        ({"epochs": 0}, "epochs: expected at least 1"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            typed(TrainConfig, values, where)
+
+
+def test_overrides_reach_into_tables(recipe):
+    table = read_table(read_recipe(recipe), ["lr=0.5", "transfer.views=2", "held_out=x.zip"])
+    assert (table["lr"], table["transfer"], table["held_out"]) == (0.5, {"views": 2}, "x.zip")
+    with pytest.raises(InputError, match="expected key=value"):
+        read_table(read_recipe(recipe), ["lr"])
+
+
+def test_freezing_by_path():
+    net = models.create("mobilenet_v2", 5, width=0.25)
+    head = head_of(net, 1)
+    freeze_up_to(net, "all", head)
+    assert [n for n, p in net.named_parameters() if p.requires_grad] == [
+        "classifier.1.weight",
+        "classifier.1.bias",
+    ]
+    freeze_up_to(net, "features.15", head)
+    learning = [n for n, p in net.named_parameters() if p.requires_grad]
+    assert learning[0] == "features.16.conv.0.0.weight"
+    unfreeze_from(net, "features.18")
+    assert next(n for n, p in net.named_parameters() if p.requires_grad) == "features.18.0.weight"
+    with pytest.raises(InputError, match=r"'features\.99': MobileNetV2 has no module"):
+        unfreeze_from(net, "features.99")
+    with pytest.raises(InputError, match="has 1 dense layers"):
+        head_of(net, 2)
+
+
+def test_the_tail_of_several_dense_layers():
+    net = models.create("mobilenet_v3_small", 5, width=0.5)
+    tail = tail_of(net, head_of(net, 2))
+    assert isinstance(tail, nn.Sequential)
+    assert isinstance(tail[0], nn.Linear)
+    assert tail[-1].out_features == 5
+
+
+def test_only_the_head_may_differ(tmp_path):
+    other, own = (models.create("mobilenet_v2", n, width=0.25) for n in (7, 5))
+    torch.save(other.state_dict(), tmp_path / "seven.pth")
+    start_from(own, tmp_path / "seven.pth")
+    assert torch.equal(own.features[3].conv[0][0].weight, other.features[3].conv[0][0].weight)
+    wide = models.create("mobilenet_v2", 5, width=0.5)
+    with pytest.raises(RecipeError, match="more than the last layer has another shape"):
+        start_from(wide, tmp_path / "seven.pth")
+    fresh = own.classifier[1].weight.clone()
+    torch.save(own.state_dict(), tmp_path / "five.pth")
+    again = models.create("mobilenet_v2", 5, width=0.25)
+    start_from(again, tmp_path / "five.pth", ["classifier.1"])
+    assert not torch.equal(again.classifier[1].weight, fresh)
+
+
+def test_a_fresh_net_is_not_a_folded_one():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert not is_folded(net)
+    nn.init.normal_(net[1].bias)
+    assert is_folded(net)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, pictures, tmp_path, cached):
+    """The recipe has other labels and no [train]: a new head learns the folder's classes."""
+    import edgecv
+
+    text = recipe.read_text().split("[train]")[0]
+    recipe.write_text(text.replace('"disc", "square"', '"a", "b", "c"'))
+    torch.save(_net(tmp_path, 3).state_dict(), tmp_path / "start.pth")
+    said: list[str] = []
+    settings = [
+        f"initial={tmp_path / 'start.pth'}",
+        "epochs=30",
+        "lr=0.03",
+        "transfer.epochs=20",
+        "transfer.lr=0.02",
+        f"transfer.cached={json.dumps(cached)}",
+        "shift=1",
+    ]
+    result = train_recipe(
+        str(recipe), pictures, settings, tmp_path / "run", say=lambda text: said.append(text)
+    )
+    assert "classes: disc, square" in said
+    assert result.weights.name == "tiny-pictures.safetensors"
+    assert result.scores["top1"] > 0.7
+    log = json.loads(result.log.read_text())
+    assert log["stored"] == result.scores
+    assert len(log["epochs"]) == 50
+    exported = edgecv.export(str(result.recipe), output=tmp_path / "tiny.onnx")
+    with edgecv.load(exported.path) as model:
+        assert set(model.spec.labels) == {"disc", "square"}
+        answers = [
+            model(path).best.label == path.parent.name for path in sorted(pictures.rglob("*.png"))
+        ]
+    assert sum(answers) / len(answers) > 0.7
+
+
+def _net(folder: Path, classes: int) -> nn.Module:
+    import sys
+
+    sys.path.insert(0, str(folder))
+    try:
+        import tinynet
+
+        torch.manual_seed(1)
+        net: nn.Module = tinynet.tiny(classes)
+        return net
+    finally:
+        sys.path.remove(str(folder))
+        del sys.modules["tinynet"]
+
+
+def test_finding_a_rate(recipe, pictures, tmp_path):
+    result = train_recipe(str(recipe), pictures, ["find_lr=true"], tmp_path / "run")
+    assert isinstance(result, RateResult)
+    assert 1e-6 < result.proposed < 1
+    assert result.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_keys_that_mean_nothing_are_refused(recipe, pictures, tmp_path):
+    for setting, message in (
+        ("shfit=2", "train.shfit: unknown key; did you mean 'shift'"),
+        ("detect.lr=2", "train.detect: unknown key, or not one of this task's"),
+        ("transfer.freze=all", "train.transfer.freze: unknown key; did you mean 'freeze'"),
+        ("transfer.freeze=features.3", "train.transfer.cached: features can be computed once"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            train_recipe(str(recipe), pictures, [setting], tmp_path / "run")
+    with pytest.raises(InputError, match="no such weights to start from"):
+        train_recipe(str(recipe), pictures, ["initial=none.pth"], tmp_path / "run")
+
+
+def test_the_bundled_weights_name_the_recipes_settings():
+    """The file says which settings made it; they are those that the recipe has today."""
+    recipe = load_recipe("mobilenetv2-cifar10")
+    path = recipe.weights["bundled"].file
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    files = ("data", "held_out", "initial")
+    assert json.loads(header["config"]) == {k: v for k, v in recipe.train.items() if k not in files}
+    assert header["recipe"] == recipe.name
+    assert read_state_dict(path)
+
+
+def test_weights_that_are_not_there_are_an_error(recipe, pictures, tmp_path):
+    with pytest.raises(WeightsError, match="names no published weights"):
+        train_recipe(str(recipe), pictures, ["initial=imagenet"], tmp_path / "run")
