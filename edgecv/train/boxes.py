@@ -51,7 +51,7 @@ def read_boxes(job: Job, settings: ViewSettings) -> tuple[BoxData, BoxData, tupl
     splits = yolo_splits(source) if source.suffix.lower() != ".json" else ()
     names = () if job.fixed_labels or source.suffix.lower() == ".json" else yolo_names(source)
     labels = names or job.labels
-    classes = job.path(settings.classes) if settings.classes else None
+    classes = job.file(settings.classes) if settings.classes else None
 
     def labelled(path: Path, split: str | None) -> list[LabelledPicture]:
         if path.suffix.lower() == ".json":

@@ -52,6 +52,7 @@ class Job:
     seed: int
     batch: int  # of all processes together
     where: str  # of the table: "mine.toml: train"
+    beside: Path = Path()  # the recipe's folder
     fixed_labels: bool = True  # False: other classes in the data take the place of ``labels``
     progress: Progress = silent
     say: Callable[[str], None] = lambda text: None
@@ -63,6 +64,15 @@ class Job:
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder; see {self.where}")
         return path
+
+    def file(self, name: str) -> Path:
+        """A file of ``--data``, or beside the recipe."""
+        for path in (self.folder / name, self.beside / name):
+            if path.is_file():
+                return path
+        raise InputError(
+            f"{name}: there is no such file in {self.folder} or {self.beside}; see {self.where}"
+        )
 
     def flat(self, cls: type[T]) -> T:
         """The task's own keys of the table itself."""

@@ -195,7 +195,7 @@ def prepare(job: Job) -> Prepared:
             f"probabilities; put the softmax or sigmoid behind it for the export only"
         )
     spec = contract(job.where, "segment", job.preparation, job.decoding, job.labels)
-    classes = job.path(views.classes) if views.classes else None
+    classes = job.file(views.classes) if views.classes else None
 
     def masks(path: Path) -> LabelledMasks:
         return read_masks(path, len(job.labels), classes)

@@ -11,7 +11,7 @@ from edgecv.train.fitted import FittedPictures
 from edgecv.train.job import Job
 from edgecv.train.views import Views, ViewSettings
 
-COLORS = ("probability", "brightness", "contrast", "saturation", "hue", "pca")
+COLORS: tuple[str, ...] = ("probability", "brightness", "contrast", "saturation", "hue", "pca")
 COLORS += ("solarize", "solarize_from")
 SEEN = 200  # pictures from which the colours' statistics are taken
 

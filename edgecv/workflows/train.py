@@ -182,6 +182,7 @@ def make_job(
         seed=config.seed,
         batch=config.batch,
         where=where,
+        beside=recipe.folder,
         fixed_labels=bool(files.data),
         progress=progress,
         say=say,
