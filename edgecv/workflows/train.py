@@ -41,6 +41,7 @@ from edgecv.train.transfer import (
     tail_of,
     unfreeze_from,
 )
+from edgecv.train.trunk import load_trunk
 from edgecv.workflows.trainquantized import (
     QuantizedResult,
     QuantizedSettings,
@@ -51,7 +52,10 @@ from edgecv.workflows.trainquantized import (
 # task -> "module:function" that reads the data
 TASKS = {
     "classify": "edgecv.train.classify:prepare",
+    "detect": "edgecv.train.detection:prepare",
     "embed": "edgecv.train.embed:prepare",
+    "landmarks": "edgecv.train.places:prepare_landmarks",
+    "segment": "edgecv.train.segmentation:prepare",
 }
 FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
@@ -124,9 +128,19 @@ def train_recipe(
         say(f"classes: {', '.join(prepared.labels)}")
         stem = data.resolve().stem
         recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
+    if prepared.decoding is not None:
+        recipe = replace(recipe, decoding=prepared.decoding)
     torch.manual_seed(config.seed)
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
     initial = start(model, recipe, job.files.initial, data, transfer, progress, say)
+    if job.files.trunk:
+        path = found_weights(data, job.files.trunk, "trunk")
+        part = load_trunk(model, read_state_dict(path), str(path))
+        initial = f"{initial}; {part}: {path.name} {sha256_of(path)}"
+    if job.files.freeze:
+        if transfer is not None:
+            raise RecipeError(f"{job.where}.freeze: beside a table transfer it is a key of that")
+        freeze_up_to(model, job.files.freeze, [])
     if find:
         return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
     report = _reporter(progress, say)
@@ -139,7 +153,9 @@ def train_recipe(
             model, prepared.task, config, transfer, folder, report, identity, progress, say
         )
     kept = {
-        key: value for key, value in given.items() if key not in ("data", "held_out", "initial")
+        key: value
+        for key, value in given.items()
+        if key not in ("data", "held_out", "initial", "trunk")
     }
     about = {
         "edgecv": __version__,
@@ -178,6 +194,7 @@ def make_job(
         seed=config.seed,
         batch=config.batch,
         where=where,
+        beside=recipe.folder,
         fixed_labels=bool(files.data),
         progress=progress,
         say=say,
@@ -240,15 +257,18 @@ def start(
             say(f"WARNING: {weights.warning}")
         path = weights.path
     else:
-        path = data / initial
-        if not path.is_file():
-            path = Path(initial)
-    if path is None or not path.is_file():
-        raise InputError(
-            f"{data / initial}: there are no such weights to start from; see train.initial"
-        )
+        path = found_weights(data, initial, "initial")
+    assert path is not None
     start_from(model, path, head_of(model, transfer.head_layers) if transfer else [])
     return f"{path.name} {sha256_of(path)}"
+
+
+def found_weights(data: Path, name: str, key: str) -> Path:
+    """The file ``name``, in ``data`` or by its own path; ``key`` is the setting that names it."""
+    for path in (data / name, Path(name)):
+        if path.is_file():
+            return path
+    raise InputError(f"{data / name}: there are no such weights to start from; see train.{key}")
 
 
 def start_from(model: nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:

@@ -187,7 +187,8 @@ def test_localizer_answers_in_pixels_of_the_input():
     net = fill_by_name(models.create("localizer", 3, trunk="mobilenet_v3_small")).eval()
     x = torch.randn((2, 3, 32, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        out, (box, logits) = net(x), net.training_outputs(x)
+        out, features = net(x), net.trunk(x)
+        box, logits = net.box(features).sigmoid(), net.classes(features)
     assert out.shape == (2, 1, 6)
     centres = (out[:, 0, :2] + out[:, 0, 2:4]) / 2
     torch.testing.assert_close(centres, box[:, :2] * torch.tensor([64.0, 32.0]))
