@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.closing import Closing
-from edgecv.errors import InputError, SpecError
+from edgecv.errors import InputError, RuntimeFailure, SpecError
 from edgecv.preprocess import Picture, Prepared, prepare, stack
 from edgecv.results import Placement, Result
 from edgecv.runtimes import open_backend
@@ -167,9 +167,17 @@ def load(
     """
     spec = read_spec(path)
     options = options or RuntimeOptions()
-    runtime = open_backend(
-        backend, path, dataclasses.replace(options, build=build and options.build)
-    )
+    options = dataclasses.replace(options, build=build and options.build)
+    try:
+        runtime = open_backend(backend, path, options)
+    except RuntimeFailure as error:
+        if spec.parity.get("end2end", {}).get("form") != "tensorrt":
+            raise
+        raise RuntimeFailure(
+            f"{path}: the NMS in its graph is TensorRT's own plugin, which no other runtime has; "
+            f"run it in TensorRT, or make the file with --end2end and without --target tensorrt "
+            f"({error})"
+        ) from error
     try:
         return Model(spec, runtime)
     except BaseException:

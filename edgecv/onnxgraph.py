@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,8 +35,8 @@ _SEE_THROUGH = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
 class Node:
     """One node: names of its tensors in order; an optional one that is left out is ``""``.
 
-    ``captured`` are outer tensors that its subgraphs (If, Loop) read; ``to`` is a Cast's type, 0
-    for every other operator.
+    ``captured`` are outer tensors that its subgraphs (If, Loop) read; ``ints`` its attributes that
+    are one integer.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     captured: frozenset[str]
-    to: int
+    ints: Mapping[str, int]
     span: Span
 
     @property
@@ -258,7 +258,8 @@ class _Reader:
 
     def _node(self, message: Field, depth: int) -> Node:
         texts = {proto.NODE_NAME: "", proto.NODE_OP: "", proto.NODE_DOMAIN: ""}
-        inputs, outputs, captured, to = [], [], set(), 0
+        inputs, outputs, captured = [], [], set()
+        ints: dict[str, int] = {}
         for part in self._inside(message):
             if part.number == proto.NODE_INPUT:
                 inputs.append(self._text(part))
@@ -267,33 +268,33 @@ class _Reader:
             elif part.number in texts:
                 texts[part.number] = self._text(part)
             elif part.number == proto.NODE_ATTRIBUTE:
-                value, read = self._attribute(part, depth + 1)
-                to = value or to
-                captured |= read
-        op = texts[proto.NODE_OP]
+                captured |= self._attribute(part, ints, depth + 1)
         return Node(
             texts[proto.NODE_NAME],
-            op,
+            texts[proto.NODE_OP],
             texts[proto.NODE_DOMAIN],
             tuple(inputs),
             tuple(outputs),
             frozenset(captured),
-            to if op == "Cast" else 0,
+            ints,
             (message.start, message.end),
         )
 
-    def _attribute(self, message: Field, depth: int) -> tuple[int, set[str]]:
-        """The integer of an attribute ``to``, and what the graphs in it read from outside."""
-        name, value = "", 0
+    def _attribute(self, message: Field, ints: dict[str, int], depth: int) -> set[str]:
+        """What the graphs in an attribute read from outside; its integer, if it is one, goes to
+        ``ints``."""
+        name, value = "", None
         captured: set[str] = set()
         for part in self._inside(message):
             if part.number == proto.ATTRIBUTE_NAME:
                 name = self._text(part)
             elif part.number == proto.ATTRIBUTE_INT:
-                value = part.value
+                value = part.value - (part.value >> 63 << 64)  # negative ones have all 64 bits
             elif part.number in (proto.ATTRIBUTE_GRAPH, proto.ATTRIBUTE_GRAPHS):
                 captured |= self._captures(part, depth + 1)
-        return value if name == "to" else 0, captured
+        if value is not None:
+            ints[name] = value
+        return captured
 
     def _captures(self, graph: Field, depth: int) -> set[str]:
         """Names that a subgraph reads and does not make itself."""

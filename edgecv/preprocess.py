@@ -176,7 +176,7 @@ def _geometry(
     if p.fit == "stretch":
         return canvas, (0, 0), canvas, (p.width / width, p.height / height)
     if p.fit == "crop":
-        size = _short_side_size(width, height, p.resize or min(p.height, p.width))
+        size = short_side_size(width, height, p.resize or min(p.height, p.width))
         left, top = (_corner(size[i] - canvas[i], p.crop_rounding) for i in (0, 1))
         return size, (-left, -top), canvas, (size[0] / width, size[1] / height)
     scale = min(p.width / width, p.height / height)
@@ -216,7 +216,7 @@ def _place(
     return canvas
 
 
-def _short_side_size(width: int, height: int, short: int) -> tuple[int, int]:
+def short_side_size(width: int, height: int, short: int) -> tuple[int, int]:
     """torchvision's ``Resize(short)``: the long side is truncated, not rounded."""
     if width <= height:
         return short, max(1, int(short * height / width))

@@ -58,7 +58,7 @@ DECODINGS = {
     ),
     "embed": ("embedding",),
     "segment": ("logits", "binary-logits", "probabilities"),
-    "landmarks": ("points",),
+    "landmarks": ("points", "heatmaps"),
 }
 TASKS = tuple(DECODINGS)
 # What readers of version 1 know; a file that needs more says so in its min_reader

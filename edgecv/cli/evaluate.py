@@ -39,6 +39,13 @@ def command(
     far: Annotated[
         float, typer.Option(help="False-accept rate wanted of a pairs file's threshold.")
     ] = 0.001,
+    crops: Annotated[
+        int, typer.Option(help="Looks at each picture, averaged: 1, 2 (mirrored), 5 or 10.")
+    ] = 1,
+    ensemble: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Another model whose probabilities are averaged in."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,6 +65,8 @@ def command(
             limit=limit,
             detector=detector,
             far=far,
+            crops=crops,
+            ensemble=ensemble or (),
             progress=progress,
         )
     data = {

@@ -48,7 +48,10 @@ def command(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar=TARGETS, help="What will run the INT8 file; default: this machine."),
+        typer.Option(
+            metavar=TARGETS,
+            help="What will run the INT8 file (default: this machine), or the NMS of --end2end.",
+        ),
     ] = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
@@ -59,7 +62,7 @@ def command(
 
     out = Output(as_json)
     if name.endswith(".onnx"):
-        _append_nms(Path(name), end2end, output, out)
+        _append_nms(Path(name), end2end, target, output, out)
         return
     overrides = InputOverrides(
         image_size, resize, fit, floats(mean, "--mean"), floats(std, "--std"), labels
@@ -111,7 +114,9 @@ def _show(result: ExportResult, out: Output) -> None:
     )
 
 
-def _append_nms(path: Path, end2end: bool, output: Path | None, out: Output) -> None:
+def _append_nms(
+    path: Path, end2end: bool, target: str | None, output: Path | None, out: Output
+) -> None:
     """``edgecv export FILE.onnx --end2end``: the one thing that is done to a finished file."""
     from edgecv.workflows.end2end import append_to_file
 
@@ -121,7 +126,7 @@ def _append_nms(path: Path, end2end: bool, output: Path | None, out: Output) -> 
             f"`edgecv export FILE.onnx --end2end` puts decoding and NMS into the graph of one that "
             f"has it"
         )
-    written, spec = append_to_file(path, output)
+    written, spec = append_to_file(path, output, target)
     out.say(f"wrote {written}", "bold")
     out.pairs(_nms_lines(spec))
     out.result(

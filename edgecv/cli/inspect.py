@@ -16,6 +16,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Show the contract that a model file carries."""
+    from edgecv.enginefile import is_engine
+    from edgecv.measure.saturation import Saturation, saturation, saturation_note
     from edgecv.spec import read_spec
 
     spec = read_spec(model)
@@ -39,11 +41,22 @@ def command(
         "made with": ", ".join(f"{k} {v}" for k, v in spec.provenance.get("tools", {}).items()),
         "contract": f"version {spec.version}, readers from {spec.min_reader}",
     }
-    if spec.parity:
+    if "max_rel" in spec.parity:  # a file that was adopted has been compared with nothing
         pairs["parity"] = (
             f"max_rel {spec.parity['max_rel']:.1e}, cosine {spec.parity['cosine']:.9f}, "
             f"{spec.parity['reference']} against {spec.parity['runtime']}"
         )
+    layers: tuple[Saturation, ...] = ()
+    if spec.precision == "int8" and not is_engine(model):  # an engine is for a GPU
+        layers = saturation(model)
+        pairs["16-bit sums"] = saturation_note(layers)
     out.pairs(pairs)
     size = model.stat().st_size
-    out.result({"path": str(model), "size_bytes": size, "contract": json.loads(spec.to_json())})
+    out.result(
+        {
+            "path": str(model),
+            "size_bytes": size,
+            "saturation_without_vnni": [layer.to_dict() for layer in layers],
+            "contract": json.loads(spec.to_json()),
+        }
+    )

@@ -27,6 +27,7 @@ def command(
 ) -> None:
     """Train a recipe's model; a run that was interrupted is continued."""
     from edgecv.workflows.train import RateResult, train_recipe
+    from edgecv.workflows.trainquantized import QuantizedResult
 
     out = Output(as_json)
     if preview is not None:
@@ -41,6 +42,17 @@ def command(
         result = train_recipe(recipe, data, settings or [], output, progress, out.say)
     if isinstance(result, RateResult):
         out.pairs({"proposed lr": f"{result.proposed:.2g}", "picture": result.picture})
+    elif isinstance(result, QuantizedResult):
+        out.say(f"wrote {result.path} ({result.size_bytes:,} bytes)", "bold")
+        out.pairs(
+            {
+                **{
+                    key: f"{value:.2%}, before {result.before[key]:.2%}"
+                    for key, value in result.scores.items()
+                },
+                "log": result.log,
+            }
+        )
     else:
         out.say(f"wrote {result.weights} ({result.size_bytes:,} bytes)", "bold")
         out.pairs(

@@ -61,6 +61,10 @@ def append_nms(model: ir.Model, spec: ModelSpec, form: str = "onnx") -> None:
         )
     if options.get("measure", "iou") != "iou":
         raise ExportError(f"{spec.name}: NMS in the graph compares IoU, not {options['measure']!r}")
+    if options.get("nms", "hard") != "hard":
+        raise ExportError(
+            f"{spec.name}: NMS in the graph drops boxes; nms {options['nms']!r} is done in NumPy"
+        )
     graph = model.graph
     _make_room(graph)
     builder = _Builder(graph, spec)

@@ -12,6 +12,8 @@ Options that every kind of the contract has:
 - ``max_det`` (integer): at most so many detections a picture
 - ``agnostic`` (bool, false): suppress across classes
 - ``measure`` (``iou`` or ``diou``, ``iou``): what NMS compares, see :mod:`~edgecv.postprocess.nms`
+- ``nms`` (``hard``, ``soft`` or ``fusion``; ``hard``) and its parameters: see
+  :mod:`~edgecv.postprocess.suppress`
 - ``clip`` (bool, true): cut boxes at the picture's borders. YOLOX's own evaluation does not.
 """
 
@@ -25,8 +27,9 @@ from edgecv.errors import RuntimeFailure
 from edgecv.postprocess import faces, finished, yolo
 from edgecv.postprocess.boxes import clip, to_picture
 from edgecv.postprocess.candidates import Candidates
-from edgecv.postprocess.nms import MEASURES, by_score, nms
+from edgecv.postprocess.nms import by_score
 from edgecv.postprocess.options import Array, Options
+from edgecv.postprocess.suppress import suppression
 from edgecv.results import Detections, Placement
 from edgecv.spec import ModelSpec
 
@@ -66,27 +69,20 @@ def decode(
     least = options.threshold("conf", conf)
     overlap = None if kind in SUPPRESSED else options.threshold("iou", iou)
     limit = options.integer("max_det")
-    agnostic, measure = options.flag("agnostic", False), options.choice("measure", MEASURES, "iou")
+    suppress = None if overlap is None else suppression(options, overlap, least)
     inside = options.flag("clip", True)
     results = []
     for found, placement in zip(
         DECODERS[kind](outputs, options, least, placements), placements, strict=True
     ):
         _check(found, options)
-        if overlap is None:
-            keep = by_score(found.scores)[:limit]
+        if suppress is None:
+            best = found.take(by_score(found.scores)[:limit])
         else:
             if len(found.scores) > MAX_CANDIDATES:
                 found = found.take(by_score(found.scores)[:MAX_CANDIDATES])
-            keep = nms(
-                found.boxes,
-                found.scores,
-                overlap,
-                classes=None if agnostic else found.classes,
-                max_det=limit,
-                measure=measure,
-            )
-        results.append(_place(found.take(keep), spec.labels, placement, inside))
+            best = suppress(found)
+        results.append(_place(best, spec.labels, placement, inside))
     return results
 
 

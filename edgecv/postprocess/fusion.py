@@ -47,7 +47,7 @@ def soft_nms(
     current = scores[rest].astype(np.float64)
     kept: list[int] = []
     lowered: list[float] = []
-    while len(rest):
+    while len(rest) and (max_det is None or len(kept) < max_det):
         enough = current >= min_score
         rest, current = rest[enough], current[enough]
         if not len(rest):
@@ -64,7 +64,7 @@ def soft_nms(
             current = current * np.exp(-(overlap**2) / sigma)
         else:
             current = np.where(overlap > threshold, current * (1 - overlap), current)
-    return np.array(kept[:max_det], np.int64), np.array(lowered[:max_det], np.float64)
+    return np.array(kept, np.int64), np.array(lowered, np.float64)
 
 
 def fuse_boxes(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import onnx_ir as ir
 
@@ -75,6 +76,7 @@ class Quantized:
     ranges: Mapping[str, Range]
     kept: tuple[str, ...] = ()
     put_back: PutBack | None = None
+    learned: Mapping[str, Any] | None = None  # by whoever finishes it, see Quantizer
 
 
 def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: bool) -> Prepared:
@@ -105,6 +107,7 @@ class Quantizer:
     ``keep_float`` names nodes that stay as they are; an unknown one is a
     :class:`~edgecv.errors.QuantizeError`. Without ``search``, or one that does not choose
     ``ranges``, each tensor's own error decides about its range, and biases are corrected.
+    ``finish`` makes what is given out of each copy: one that has learned, say.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Quantizer:
         *,
         keep_float: Collection[str] = (),
         search: Search | None = None,
+        finish: Callable[[Quantized], Quantized] | None = None,
         progress: Progress = silent,
     ) -> None:
         model = ready.model
@@ -126,6 +130,7 @@ class Quantizer:
             )
         self._ready, self._policy, self._batches = ready, policy, batches
         self._keep_float, self._search, self._progress = keep_float, search, progress
+        self._finish = finish
         self._plan = plan(model, policy, keep_float)
         values = {
             value.name: value
@@ -182,7 +187,8 @@ class Quantizer:
             few = partial(_first, self._batches, CORRECTION)
             model = correct(model, policy, ranges, few, kept, self._progress)
         quantized = place(model, policy, ranges, kept)
-        return Quantized(quantized, plan(model, policy, kept), ranges, tuple(kept), back)
+        done = Quantized(quantized, plan(model, policy, kept), ranges, tuple(kept), back)
+        return done if self._finish is None or not done.plan.units else self._finish(done)
 
     def layers(self, done: Quantized) -> tuple[LayerError, ...]:
         """The error that each layer of ``done`` brings by itself, worst first."""

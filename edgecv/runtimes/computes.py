@@ -30,7 +30,10 @@ def compute_types(graph: OnnxGraph) -> dict[str, int]:
     counts: Counter[str] = Counter()
     # the casts that a runtime puts in have no value_info
     types = graph.types | {
-        name: node.to for node in graph.nodes if node.to for name in node.outputs
+        name: node.ints["to"]
+        for node in graph.nodes
+        if node.op == "Cast" and "to" in node.ints
+        for name in node.outputs
     }
     for node in graph.nodes:
         if node.op not in HEAVY:

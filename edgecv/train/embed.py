@@ -164,11 +164,6 @@ def _read(job: Job, metric: MetricSettings) -> tuple[LabelledPictures, LabelledP
         )
         for text in pictures.skipped:
             job.say(f"left out: {text}")
-        if unknown := sorted(set(metric.unseen) - set(pictures.classes)):
-            raise InputError(
-                f"{path}: has no class {', '.join(unknown)}, which metric.unseen names; it has "
-                f"{', '.join(pictures.classes)}"
-            )
         return pictures
 
     pictures = read(files.data, "data")
@@ -176,5 +171,10 @@ def _read(job: Job, metric: MetricSettings) -> tuple[LabelledPictures, LabelledP
     if metric.unseen:
         seen = [name for name in pictures.classes if name not in metric.unseen]
         verified = pictures if held_out is None else held_out
+        if unknown := sorted(set(metric.unseen) - set(verified.classes)):
+            raise InputError(
+                f"{job.path(files.held_out or files.data)}: has no class {', '.join(unknown)}, "
+                f"which metric.unseen names; it has {', '.join(verified.classes)}"
+            )
         return pictures.of_classes(seen), verified.of_classes(metric.unseen)
     return split(pictures, files.split, job.seed) if held_out is None else (pictures, held_out)

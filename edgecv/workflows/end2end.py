@@ -19,6 +19,7 @@ from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure import selftest
 from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model
+from edgecv.quantize.targets import policy_for
 from edgecv.results import Detections, Placement
 from edgecv.runtimes import open_backend
 from edgecv.spec import Decoding, ModelSpec, TensorSpec, read_spec, write_spec
@@ -27,7 +28,13 @@ PROOF_SEED = 11
 PROOF_CONF = (
     0.001  # seeded pictures show nothing: at the usual threshold there is little to compare
 )
+PLUGIN_TARGET = "tensorrt"
 MAX_PIXELS = 0.05  # between boxes of both paths: exp is rounded differently, by 1 in 10 million
+
+
+def form_for(target: str | None) -> str:
+    """The form of NMS for ``target``: TensorRT has its own, every other runtime takes ONNX's."""
+    return "tensorrt" if target == PLUGIN_TARGET else "onnx"
 
 
 def with_nms(data: bytes, spec: ModelSpec, form: str = "onnx") -> tuple[bytes, ModelSpec]:
@@ -48,7 +55,7 @@ def with_nms(data: bytes, spec: ModelSpec, form: str = "onnx") -> tuple[bytes, M
         },
     )
     if form != "onnx":
-        return _append(data, spec, form)[0], replace(changed, self_test={}, target="tensorrt")
+        return _append(data, spec, form)[0], replace(changed, self_test={}, target=PLUGIN_TARGET)
     with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
         path = Path(folder) / "candidate.onnx"
         write_spec(twin, changed, path)
@@ -61,13 +68,15 @@ def with_nms(data: bytes, spec: ModelSpec, form: str = "onnx") -> tuple[bytes, M
 def append_to_file(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
-    form: str = "onnx",
+    target: str | None = None,
 ) -> tuple[Path, ModelSpec]:
-    """Write the detector ``path``, a file with a contract, with NMS in its graph.
+    """Write the detector ``path``, a file with a contract, with NMS in its graph for ``target``.
 
     A graph of an older opset is brought to 18 on the way (:mod:`edgecv.graph.upgrade`). ``output``
     defaults to ``NAME-end2end.onnx`` in the current folder. Gives the path and the new contract.
     """
+    if target is not None:
+        policy_for(target)
     source = Path(path)
     spec = read_spec(source)
     proto = read_onnx(source)
@@ -76,7 +85,7 @@ def append_to_file(
         upgraded: ir.Model = upgrade(proto, source)
         proto, opset = ir.to_proto(upgraded), upgraded.opset_imports[""]
         spec = replace(spec, provenance={**spec.provenance, "opset": opset})
-    data, changed = with_nms(proto.SerializeToString(deterministic=True), spec, form)
+    data, changed = with_nms(proto.SerializeToString(deterministic=True), spec, form_for(target))
     written = Path(output) if output is not None else Path(f"{source.stem}-end2end.onnx")
     write_spec(data, changed, written)
     return written, changed

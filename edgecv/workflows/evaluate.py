@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgecv.errors import InputError
 from edgecv.evaluate import coco, segmentation
@@ -21,6 +24,7 @@ from edgecv.model import Model, load
 from edgecv.progress import Progress, silent
 from edgecv.results import Detections, Landmarks, Placement, Result, Segmentation
 from edgecv.spec import ModelSpec
+from edgecv.workflows.crops import averaged
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
 from edgecv.workflows.score import Score, common
 from edgecv.workflows.stream import outputs_of, prepared_chunks
@@ -30,12 +34,17 @@ NMS_IN_GRAPH = ("yolo-end2end", "detections")
 
 @dataclass(frozen=True)
 class ClassificationScore(Score):
-    """``correct1`` and ``correct5`` of the pictures are right in the first, the first five."""
+    """``correct1`` and ``correct5`` of the pictures are right in the first, the first five.
+
+    ``crops`` of each picture were looked at, by ``models`` files, and their probabilities averaged.
+    """
 
     top1: float
     top5: float
     correct1: int
     correct5: int
+    crops: int = 1
+    models: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ def evaluate(
     limit: int | None = None,
     detector: str | os.PathLike[str] | None = None,
     far: float = FAR,
+    crops: int = 1,
+    ensemble: Sequence[str | os.PathLike[str]] = (),
     leave_out: Callable[[Path], bool] | None = None,
     progress: Progress = silent,
 ) -> Score:
@@ -101,6 +112,8 @@ def evaluate(
     - ``landmarks``: a CSV file of points (:func:`edgecv.evaluate.points.read_points`)
     - ``segment``: masks (:func:`edgecv.evaluate.segmentation.read_masks`)
 
+    Of classifiers, ``crops`` (1, 2, 5 or 10: :mod:`edgecv.workflows.crops`) of each picture are
+    looked at, by ``model`` and by those of ``ensemble``, and all their probabilities averaged.
     ``classes`` is a file that maps the data set's class names to the model's indices; ``limit``
     scores that many pictures, drawn by a fixed seed. Every picture counts but those of which
     ``leave_out`` is true (pairs have two pictures each, and none is left out); one that cannot be
@@ -114,6 +127,8 @@ def evaluate(
         limit=limit,
         detector=Path(detector) if detector is not None else None,
         far=far,
+        crops=crops,
+        ensemble=tuple(Path(other) for other in ensemble),
         leave_out=leave_out,
         progress=progress,
     )
@@ -133,6 +148,8 @@ def score(model: Model, request: Request) -> Score:
         raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
     if request.detector is not None and task != "embed":
         raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
+    if task != "classify" and (request.crops > 1 or request.ensemble):
+        raise InputError(f"--crops and --ensemble are for classifiers, not for {task}")
     return TASKS[task](model, request)
 
 
@@ -147,6 +164,8 @@ class Request:
     limit: int | None = None
     detector: Path | None = None
     far: float = FAR
+    crops: int = 1
+    ensemble: tuple[Path, ...] = ()
     leave_out: Callable[[Path], bool] | None = None
     progress: Progress = silent
 
@@ -180,8 +199,8 @@ def labelled_pictures(spec: ModelSpec, dataset: str | os.PathLike[str]) -> list[
 def _classify(model: Model, request: Request) -> ClassificationScore:
     data = read_folder(request.dataset, model.spec, request.classes, request.limit)
     kept = request.kept(data.pictures)
-    outputs = outputs_of(model, [data.pictures[i] for i in kept], request.progress)
-    scores, classes = outputs[model.spec.outputs[0].name], data.classes[kept]
+    pictures = [data.pictures[i] for i in kept]
+    scores, classes = _class_scores(model, pictures, request), data.classes[kept]
     top1 = int(topk_hits(scores, classes, 1).sum())
     top5 = int(topk_hits(scores, classes, 5).sum())
     count = len(kept)
@@ -191,7 +210,21 @@ def _classify(model: Model, request: Request) -> ClassificationScore:
         top5=top5 / count,
         correct1=top1,
         correct5=top5,
+        crops=request.crops,
+        models=1 + len(request.ensemble),
     )
+
+
+def _class_scores(
+    model: Model, pictures: Sequence[Path], request: Request
+) -> NDArray[np.floating[Any]]:
+    if request.crops == 1 and not request.ensemble:
+        return outputs_of(model, pictures, request.progress)[model.spec.outputs[0].name]
+    with contextlib.ExitStack() as opened:
+        others = [
+            opened.enter_context(load(path, backend=request.backend)) for path in request.ensemble
+        ]
+        return averaged([model, *others], pictures, request.crops, request.progress)
 
 
 def _boxes(spec: ModelSpec, request: Request) -> list[LabelledPicture]:

@@ -16,6 +16,7 @@ from edgecv.measure import selftest
 from edgecv.measure.agreement import agreements
 from edgecv.measure.compare import Comparison, compare, compare_each, worst
 from edgecv.measure.machine import cpu_model, simd_flags
+from edgecv.measure.saturation import Saturation, saturation
 from edgecv.measure.statistics import Interval, ratio
 from edgecv.measure.timing import timed, warm_up
 from edgecv.model import Model, load
@@ -96,6 +97,7 @@ class Proof:
     parent_bytes: int
     backend: str
     instructions: tuple[str, ...]
+    saturation: tuple[Saturation, ...]  # layers that can saturate on x86 without VNNI
     self_test: dict[str, Any]  # for the contract, which keeps it beside the proof
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class Proof:
             "float_nodes": [vars(node) for node in self.readback.floats] if self.readback else None,
             "integer_nodes": dict(self.readback.integer) if self.readback else None,
             "layers": [layer.to_dict() for layer in self.layers],
+            "saturation_without_vnni": [one.to_dict() for one in self.saturation],
             "size_bytes": self.size_bytes,
             "parent_bytes": self.parent_bytes,
             "backend": self.backend,
@@ -166,6 +169,7 @@ class Prover(Closing):
             parent_bytes=parent.stat().st_size,
             backend=name,
             instructions=simd_flags(),
+            saturation=saturation(candidate),
             self_test=self_test,
         )
 

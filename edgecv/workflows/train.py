@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgecv import __version__
-from edgecv.errors import InputError, RecipeError
+from edgecv.errors import InputError, RecipeError, WeightsError
 from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
 from edgecv.export.weights import (
@@ -42,6 +42,12 @@ from edgecv.train.transfer import (
     unfreeze_from,
 )
 from edgecv.train.trunk import load_trunk
+from edgecv.workflows.trainquantized import (
+    QuantizedResult,
+    QuantizedSettings,
+    read_start,
+    train_quantized,
+)
 
 # task -> "module:function" that reads the data
 TASKS = {
@@ -91,14 +97,15 @@ def train_recipe(
     folder: Path,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda text: None,
-) -> TrainResult | RateResult:
+) -> TrainResult | RateResult | QuantizedResult:
     """Train recipe ``name`` on the files that its [train] table names, relative to ``data``.
 
     A recipe without such a table is taken as weights to learn from: ``data`` holds a folder per
-    class, and a new head learns them (transfer learning). ``settings`` are ``key=value``
-    overrides of the table, ``table.key=value`` of a table in it. ``folder`` gets the checkpoint,
-    the log, the weights ``NAME.safetensors`` and the recipe ``NAME.toml`` that exports them; a
-    run that lies there unfinished is continued.
+    class, and a new head learns them (transfer learning). With a table ``quantized`` the run
+    starts from an INT8 file and ends with one (:mod:`edgecv.workflows.trainquantized`).
+    ``settings`` are ``key=value`` overrides of the table, ``table.key=value`` of a table in it.
+    ``folder`` gets the checkpoint, the log, the weights ``NAME.safetensors`` and the recipe
+    ``NAME.toml`` that exports them; a run that lies there unfinished is continued.
     """
     from accelerate import PartialState
 
@@ -110,6 +117,11 @@ def train_recipe(
     find = bool(table.pop(FIND_LR, False))
     given = dict(table)
     config, job = make_job(recipe, table, data, progress, say)
+    if job.has("quantized"):
+        begin = read_start(recipe, job.table("quantized", QuantizedSettings), data)
+        task = prepare(recipe.task, replace(job, preparation=begin.preparation)).task
+        report, about = _reporter(progress, say), {"recipe": recipe.name, **given}
+        return train_quantized(begin, task, config, folder, about, report, write=first)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     prepared = prepare(recipe.task, job)
     if prepared.labels != recipe.labels:
@@ -208,7 +220,7 @@ def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
         raise RecipeError(f"{recipe.path or recipe.name}: has no [model] to train")
     table: dict[str, Any] = dict(recipe.train)
     if not table and recipe.task == "classify":
-        table = {"initial": "auto", "epochs": 20, "batch": 32, "transfer": {}}
+        table = {"initial": "imagenet", "epochs": 20, "batch": 32, "transfer": {}}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -235,7 +247,12 @@ def start(
     if initial in ("", "random"):
         return "random"
     if initial in CHOICES:
-        weights = resolve(recipe, initial, progress)
+        try:
+            weights = resolve(recipe, initial, progress)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error}\nTo start training from a file of yours: --set initial=FILE"
+            ) from error
         if weights.warning:
             say(f"WARNING: {weights.warning}")
         path = weights.path

@@ -7,14 +7,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
-from edgecv.errors import ExportError
+from edgecv import export, load
+from edgecv.cli.app import app
+from edgecv.errors import ExportError, InputError, RuntimeFailure
 from edgecv.graph.end2end import OUTPUTS, append_nms
 from edgecv.model import Model
 from edgecv.postprocess.detect import decode
 from edgecv.results import Placement
 from edgecv.runtimes import open_backend
 from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, read_spec, write_spec
+from edgecv.workflows.adopt import adopt
 from edgecv.workflows.end2end import append_to_file, with_nms
 
 SIZE, BATCH, CLASSES = 64, 2, 5
@@ -135,21 +139,41 @@ def test_nothing_found_is_no_detection(tmp_path):
 
 
 def test_a_finished_file_and_one_of_an_old_opset(assets, tmp_path):
-    from edgecv.workflows.adopt import adopt
-
     source = assets / "weights" / "yolox_nano_coco.onnx"
     adopted = adopt(source, recipe="yolox-nano", output=tmp_path / "a.onnx").path
     path, spec = append_to_file(adopted, tmp_path / "b.onnx")
     assert read_spec(path).decoding.kind == spec.decoding.kind == "detections"
     assert spec.parity["end2end"]["detections"] > 50
     photograph = sorted((assets / "coco" / "images").glob("*.jpg"))[0]
-    from edgecv import load
-
     with load(adopted) as one, load(path) as other:
         a, b = one(photograph), other(photograph)
     assert len(a) > 3
     np.testing.assert_array_equal(a.classes, b.classes)
     np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-2)
+
+
+def test_the_target_chooses_tensorrts_plugin(assets, tmp_path):
+    source = assets / "weights" / "yolox_nano_coco.onnx"
+    adopted = adopt(source, recipe="yolox-nano", output=tmp_path / "a.onnx").path
+    path = tmp_path / "b.onnx"
+    command = ["export", str(adopted), "--end2end", "--target", "tensorrt", "-o", str(path)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    spec = read_spec(path)
+    assert (spec.target, spec.parity["end2end"]["form"]) == ("tensorrt", "tensorrt")
+    assert spec.parity["end2end"]["detections"] > 50  # its twin is what was proven
+    assert onnx.load(path).graph.node[-1].op_type == "EfficientNMS_TRT"
+    with pytest.raises(RuntimeFailure, match=r"TensorRT's own plugin.*without --target tensorrt"):
+        load(path, backend="onnxruntime")
+    assert CliRunner().invoke(app, ["inspect", str(path)]).exit_code == 0
+    with pytest.raises(InputError, match="there is no target 'coreml'"):
+        append_to_file(adopted, path, "coreml")
+
+
+def test_a_plugin_is_for_a_file_with_nms_in_its_graph():
+    with pytest.raises(InputError, match="with --end2end, --target tensorrt takes"):
+        export("lenet5", weights="random", target="tensorrt")
+    with pytest.raises(InputError, match="for precision int8"):
+        export("yolox-nano", weights="random", target="openvino", end2end=True)
 
 
 def test_tensorrts_plugin_gets_the_contracts_thresholds():
@@ -172,6 +196,7 @@ def test_tensorrts_plugin_gets_the_contracts_thresholds():
         ({"kind": "yunet"}, "no place for landmarks"),
         ({"kind": "yolo-end2end"}, "needs no NMS"),
         ({"options": {"measure": "diou"}}, "compares IoU"),
+        ({"options": {"nms": "soft"}}, "is done in NumPy"),
         ({"options": {"agnostic": True, "multi_label": True}}, "at once"),
         ({"outputs": 2}, "gives 2 maps"),
         ({"opset": 13}, "needs opset 18"),

@@ -13,10 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from typer.testing import CliRunner
 
 import edgecv
+from edgecv.cli.app import app
 from edgecv.errors import CheckFailed, InputError, QuantizeError
 from edgecv.measure.ready import READY_MODEL
+from edgecv.measure.saturation import saturation_note
 from edgecv.onnxfile import read_metadata
 from edgecv.quantize.targets import policy_for
 from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, read_spec, write_spec
@@ -141,6 +144,18 @@ def test_what_programs_rely_on(done):
     assert own["layers"][0]["sqnr_db"] == min(one["sqnr_db"] for one in own["layers"])
     assert sum(one["operator"] == "Conv" for one in own["layers"]) == 52
     assert own["integer_nodes"]["QLinearConv"] == 52
+
+
+def test_sums_that_may_saturate_are_in_the_proof(done, plain, pictures, tmp_path):
+    assert len(done.proof.saturation) > 10
+    stored = read_spec(done.path).quantization["proof"]["saturation_without_vnni"]
+    assert stored == [one.to_dict() for one in done.proof.saturation]
+    shown = CliRunner().invoke(app, ["inspect", str(done.path)]).stdout
+    assert saturation_note(done.proof.saturation) in shown
+    for target, some in (("onnxruntime-arm", True), ("onnxruntime-x86-avx2", False)):
+        path = tmp_path / f"{target}.onnx"
+        result = quantize(plain, calibration=pictures, target=target, output=path)
+        assert bool(result.proof.saturation) == some
 
 
 def test_what_calibrates_is_not_scored(done):

@@ -236,7 +236,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 def test_a_process_that_is_killed_is_resumed_to_the_same_file(recipe, pictures, tmp_path):
-    settings = ["--data", str(pictures), "--set", "epochs=150", "--set", "save_minutes=0"]
+    settings = ["--data", str(pictures), "--set", "epochs=30", "--set", "save_minutes=0"]
     command = [*_command("edgecv", "train", str(recipe)), *settings]
     whole = subprocess.Popen([*command, "-o", str(tmp_path / "whole")], env=_environment())
     cut = subprocess.Popen([*command, "-o", str(tmp_path / "cut")], env=_environment())
