@@ -78,14 +78,14 @@ def normalized_errors(
     """The distance of each labelled point ``[k]`` of a picture, by a length of that picture.
 
     Both are ``[K, 2]``. The length is the distance of the two points ``between`` (outer eye
-    corners: 300-W's), or else the square root of the area of the box around all labelled points
-    (Bulat & Tzimiropoulos, arXiv:1703.07332). Empty where that length is 0 or not labelled.
+    corners: 300-W's), or else the diagonal of the box around all labelled points. Empty where
+    that length is 0 or not labelled.
     """
     known = ~np.isnan(truth).any(axis=1)
     if between is not None:
         length = float(np.linalg.norm(truth[between[0]] - truth[between[1]]))
     elif known.any():
-        length = float(np.sqrt(np.ptp(truth[known], axis=0).prod()))
+        length = float(np.linalg.norm(np.ptp(truth[known], axis=0)))
     else:
         length = 0.0
     if not length > 0:  # also of NaN

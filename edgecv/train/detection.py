@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgecv.errors import InputError, RecipeError
 from edgecv.evaluate.coco import MIN_SCORE, average_precision, library
 from edgecv.postprocess.options import Options
-from edgecv.results import Detections
+from edgecv.results import Detections, Result
 from edgecv.spec import Decoding, ModelSpec
 from edgecv.train.anchors import kmeans, mean_best_iou
 from edgecv.train.assign import Objects
@@ -59,6 +59,17 @@ class BoxTask:
         count = torch.tensor(max(objects, 1) * share)
         targets = (boxes[seen], classes[seen], picture[seen], count)
         return Batch(inputs, targets, share)
+
+    def results(self, batch: Batch) -> list[Result]:
+        """The objects that the net is told of, certain ones."""
+        boxes, classes, picture, _ = batch.targets
+        found: list[Result] = []
+        for i in range(len(batch.inputs)):
+            own = picture == i
+            scores = np.ones(int(own.sum()), np.float32)
+            labels = self.spec.labels
+            found.append(Detections(boxes[own].numpy(), scores, classes[own].numpy(), labels))
+        return found
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """COCO's ``ap50`` and ``ap``, 0 to 1, of the held-out pictures."""

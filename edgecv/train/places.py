@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from edgecv.errors import InputError, RecipeError
 from edgecv.evaluate.coco import library
 from edgecv.evaluate.points import LabelledPoints, normalized_errors, read_points, summary
-from edgecv.results import Landmarks, Placement
+from edgecv.results import Landmarks, Placement, Result
 from edgecv.spec import ModelSpec
 from edgecv.train.boxes import BoxData, divide, read_boxes
 from edgecv.train.boxloss import KINDS, box_loss
@@ -210,6 +210,11 @@ class LandmarkTask:
         apart = (outputs * outputs.new_tensor(scale) - points)[known]  # [k, 2] pixels
         s = self.settings
         return point_loss(apart, s.loss, s.wing, s.curvature).sum() / count
+
+    def results(self, batch: Batch) -> list[Result]:
+        """The labelled points."""
+        points, _ = batch.targets
+        return [Landmarks(one[~one.isnan().any(1)].numpy()) for one in points]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """``nme``, the normalized mean error, and ``near``, the share of points that are found."""

@@ -22,7 +22,7 @@ from edgecv.evaluate.segmentation import (
     read_masks,
 )
 from edgecv.preprocess import fit_pixels
-from edgecv.results import Placement, Segmentation
+from edgecv.results import Placement, Result, Segmentation
 from edgecv.spec import ModelSpec, Preparation
 from edgecv.train.boxes import divide
 from edgecv.train.fitted import FittedPictures, Kept
@@ -155,6 +155,11 @@ class SegmentationTask:
         if settings.dice:
             loss = loss + settings.dice * dice_loss(outputs, classes, known).mean()
         return loss
+
+    def results(self, batch: Batch) -> list[Result]:
+        """The masks; pixels that do not count as class 0."""
+        masks = batch.targets.where(batch.targets != IGNORED, 0).numpy()
+        return [Segmentation(mask, self.spec.labels) for mask in masks]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """``miou`` and ``accuracy``, 0 to 1, of the held-out pictures in their own sizes."""

@@ -70,8 +70,8 @@ class DetectionScore(Score):
 
 @dataclass(frozen=True)
 class LandmarkScore(Score):
-    """``nme``: the mean distance of the points by the root of their box's area; ``near``: the share
-    of those nearer than a tenth of that (:mod:`edgecv.evaluate.points`)."""
+    """``nme``: the mean distance of the points by the diagonal of the box around them; ``near``:
+    the share of those nearer than a tenth of that (:mod:`edgecv.evaluate.points`)."""
 
     nme: float
     near: float

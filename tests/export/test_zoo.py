@@ -20,6 +20,7 @@ from edgecv.models.seeded import fill_by_name
 from edgecv.workflows.models import layers_of
 
 BLOCKS = {"Conv", "Gemm", "Flatten", "GlobalAveragePool"}
+MOBILE = {"Relu", "Clip", "Add", "Resize"}
 YOLOX = {"Slice", "Concat", "Sigmoid", "Mul", "Add", "MaxPool", "Resize", "Reshape", "Transpose"}
 BOX = {"Clip", "Add", "Sigmoid", "Div", "Mul", "Sub", "Concat", "Slice", "Reshape", "Unsqueeze"}
 BEST = {"Softmax", "TopK", "Cast"}
@@ -38,6 +39,8 @@ SLOW = [
     ("efficientnet_b0", {"num_classes": 3}, 3, 64, {"Sigmoid", "Mul", "Add"}),
     ("unet_mobilenet_v2", {"width": 0.35}, 3, 32, {"Relu", "Clip", "Add", "Resize", "Concat"}),
     ("yolox_nano", {"num_classes": 3}, 3, 64, YOLOX),
+    ("yolo_mobilenet_v2", {"num_classes": 3, "strides": [16], "width": 0.35}, 3, 64, MOBILE),
+    ("yolo_grid_mobilenet_v2", {"width": 0.35}, 3, 64, MOBILE | {"Sigmoid", "Transpose"}),
     ("localizer", {"num_classes": 3}, 3, 64, BOX | BEST),
 ]
 

@@ -19,11 +19,16 @@ from edgecv.postprocess.options import Options
 from edgecv.spec import Decoding, Preparation
 from edgecv.train.assign import Objects
 from edgecv.train.batchnorm import is_folded, reestimate
+from edgecv.train.places import LandmarkSettings, LocalizeSettings
 from edgecv.train.scoring import contract
+from edgecv.train.segmentation import SegmentSettings
 from edgecv.train.trunk import load_trunk
+from edgecv.train.vary import color_settings
+from edgecv.train.views import ViewSettings
 from edgecv.train.yololoss import DetectSettings, make_loss
 from edgecv.workflows.evaluate import evaluate
-from edgecv.workflows.train import train_recipe
+from edgecv.workflows.preview import preview_recipe
+from edgecv.workflows.train import make_job, prepare, train_recipe
 
 SIDE = 32
 NET = """
@@ -95,7 +100,7 @@ KINDS = {
     "grid": ("grid", "yolo-grid", ""),
     "one": ("one", "yolo-end2end", ""),
 }
-EPOCHS = {"v2": 10, "v3": 10, "v5": 10, "yolox": 25, "grid": 10, "one": 40}
+EPOCHS = {"v2": 10, "v3": 10, "v5": 10, "yolox": 50, "grid": 10, "one": 40}
 OPTIONS = {
     "yolo-anchors": (
         '{ decoded = false, activated = false, layout = "channels-first", strides = [8], '
@@ -169,8 +174,6 @@ def test_learns_two_shapes_and_scores_the_same_through_onnx(name, tmp_path):
 
 
 def test_the_same_loss_however_a_batch_is_cut(tmp_path):
-    from edgecv.workflows.train import make_job, prepare
-
     write_shapes(tmp_path / "shapes", 8, 2)
     recipe = read_recipe(write_recipe(tmp_path, "v3"))
     _, job = make_job(recipe, recipe.train, tmp_path, lambda *_: None, lambda _: None)
@@ -189,8 +192,6 @@ def test_the_same_loss_however_a_batch_is_cut(tmp_path):
 
 def test_augmented_pictures_show_their_boxes(tmp_path):
     """Where a target says that a shape is, the input is bright."""
-    from edgecv.workflows.train import make_job, prepare
-
     write_shapes(tmp_path / "shapes", 8, 2)
     rest = "[train.augment]\nbrightness = 0.2\nhue = 0.1"
     recipe = read_recipe(write_recipe(tmp_path, "v3", rest=rest))
@@ -210,9 +211,10 @@ def test_augmented_pictures_show_their_boxes(tmp_path):
 def test_what_the_data_must_not_be(tmp_path):
     data = write_shapes(tmp_path / "shapes", 4, 2)
     recipe = str(write_recipe(tmp_path, "v3", epochs=1))
+    runs = iter(range(20))
 
     def train(*settings: str, name: str = recipe) -> None:
-        train_recipe(name, tmp_path, list(settings), tmp_path / "run")
+        train_recipe(name, tmp_path, list(settings), tmp_path / f"run{next(runs)}")
 
     label = data / "labels" / "02.txt"
     before = label.read_text()
@@ -228,13 +230,13 @@ def test_what_the_data_must_not_be(tmp_path):
     whole = picture.read_bytes()
     picture.write_bytes(whole[:50])
     with pytest.raises(InputError, match=r"01\.png"):
-        train("epochs=2")
-    train("skip_broken=true", "epochs=2")
+        train()
+    train("skip_broken=true")
     picture.write_bytes(whole)
     for file in data.glob("labels/*.txt"):
         file.write_text("")
     with pytest.raises(InputError, match="none of its 4 pictures has an object to learn from"):
-        train("epochs=3")
+        train()
     label.write_text(before)
     with pytest.raises(InputError, match="exactly one"):
         train(name=str(write_recipe(tmp_path, "one", epochs=1)))
@@ -324,6 +326,46 @@ def test_a_fresh_head_on_a_folded_trunk_takes_statistics_of_its_own():
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(5), atol=1e-3, rtol=0)
     torch.testing.assert_close(out.var((0, 2, 3)), torch.ones(5), atol=1e-2, rtol=0)
     assert not is_folded(net)
+
+
+TABLES = {
+    "yolo-mobilenetv2": ("detect", DetectSettings),
+    "yolo-grid-mobilenetv2": ("detect", DetectSettings),
+    "yolox-nano": ("detect", DetectSettings),
+    "yolox-tiny": ("detect", DetectSettings),
+    "localizer": ("localize", LocalizeSettings),
+    "landmarks": ("landmarks", LandmarkSettings),
+    "unet": ("segment", SegmentSettings),
+    "unet-mobilenetv2": ("segment", SegmentSettings),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_shipped_training_tables_say_what_their_tasks_know(name):
+    recipe, (key, settings) = load_recipe(name), TABLES[name]
+    assert recipe.train
+    _, job = make_job(recipe, recipe.train, Path(), lambda *_: None, lambda _: None)
+    job.flat(ViewSettings)
+    color_settings(job)
+    job.table(key, settings)
+    job.done()
+
+
+def test_the_preview_shows_the_boxes(tmp_path):
+    write_shapes(tmp_path / "shapes", 8, 2)
+    recipe = write_recipe(tmp_path, "v3")
+    sheet = preview_recipe(str(recipe), tmp_path, [], tmp_path / "sheet.png")
+    with_boxes = Image.open(sheet.path).convert("RGB")
+    for label in (tmp_path / "shapes" / "labels").glob("*.txt"):
+        label.write_text("")
+    (tmp_path / "shapes" / "labels" / "00.txt").write_text("0 0.5 0.5 0.1 0.1")
+    preview_recipe(str(recipe), tmp_path, [], tmp_path / "plain.png")
+    plain = Image.open(tmp_path / "plain.png").convert("RGB")
+    assert with_boxes.size == plain.size
+    changed = (np.asarray(with_boxes) != np.asarray(plain)).any(axis=2).any(axis=0)
+    # the pictures as they are stand first, 128 pixels wide; boxes are drawn on those beside them
+    assert not changed[:140].any()
+    assert changed[150:].mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ["yolo-mobilenetv2", "yolo-grid-mobilenetv2", "yolox-nano"])

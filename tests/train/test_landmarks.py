@@ -43,7 +43,7 @@ options = { normalized = true, scored = false }
 [train]
 data = "points.csv"
 held_out = "points.csv"
-epochs = 25
+epochs = 60
 batch = 8
 lr = 0.005
 zoom = 0.0
@@ -119,12 +119,15 @@ def test_wing_meets_itself_and_is_the_papers():
     torch.testing.assert_close(point_loss(x, "squared", 10, 2), x**2)
 
 
-def test_errors_are_normalized_by_the_box_or_by_two_points():
+def test_errors_are_normalized_by_the_diagonal_or_by_two_points():
     truth = np.array([[0.0, 0], [8, 2], [np.nan, np.nan]])
     found = np.array([[3.0, 4], [8, 2], [1, 1]])
-    np.testing.assert_allclose(normalized_errors(truth, found), [5 / 4, 0])  # sqrt(8 * 2)
+    np.testing.assert_allclose(normalized_errors(truth, found), [5 / np.hypot(8, 2), 0])
+    truth[2], found[2] = (0, 4), (0, 4)
     length = np.hypot(8, 2)
-    np.testing.assert_allclose(normalized_errors(truth, found, (0, 1)), [5 / length, 0])
+    np.testing.assert_allclose(normalized_errors(truth, found, (0, 1)), [5 / length, 0, 0])
+    np.testing.assert_allclose(normalized_errors(truth, found), [5 / np.hypot(8, 4), 0, 0])
+    truth[2] = np.nan
     assert len(normalized_errors(truth, found, (0, 2))) == 0
     assert summary([np.array([0.05, 0.15])]) == (pytest.approx(0.1), 0.5)
     with pytest.raises(InputError, match="nothing to score"):
