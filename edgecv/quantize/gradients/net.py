@@ -149,7 +149,11 @@ class QuantizedNet(nn.Module):
         constants = model.graph.initializers
 
         def store(name: str, array: Array) -> None:
-            constants[name].const_value = ir.tensor(array, name=name)
+            old = constants[name].const_value
+            if old is None or not np.array_equal(
+                old.numpy(), array
+            ):  # else byte for byte as it was
+                constants[name].const_value = ir.tensor(array, name=name)
 
         makers = {str(v.name): node for node in model.graph for v in node.outputs}
         for node in model.graph:
