@@ -381,3 +381,36 @@ def test_export_to_int8_is_export_and_quantize(pictures, tmp_path, monkeypatch):
         edgecv.export(
             "lenet5", weights="random", precision="int8", calibration=pictures, target="x"
         )
+
+
+def test_learning_from_the_calibration_pictures(plain, pictures, tmp_path):
+    warnings = []
+
+    def run(name, **options):
+        path = tmp_path / f"{name}.onnx"
+        options = {"calibration": pictures, "target": TARGET, "warn": warnings.append, **options}
+        return quantize(plain, output=path, force=True, **options)
+
+    without, learned = run("without"), run("learned", learn=20)
+    about = learned.spec.quantization["learned"]
+    assert without.spec.quantization["learned"] is None
+    assert about["steps"] == 20
+    assert about["held_out"] == round(learned.calibrated_on / 5)
+    assert about["taken"] == (about["noise_after"] < about["noise_before"])
+    assert about["taken"] != any("gained nothing" in text for text in warnings)
+    before, after = (onnx.load(done.path).graph for done in (without, learned))
+    assert before.node == after.node
+    assert about["taken"] == (before.initializer != after.initializer)
+    methods = {span[2] for span in learned.spec.quantization["ranges"].values()}
+    assert ("learned" in methods) == about["taken"]
+    assert read_spec(learned.path) == learned.spec
+
+
+def test_learning_says_what_it_needs(plain, pictures, tmp_path, monkeypatch):
+    options = {"calibration": pictures, "target": TARGET, "output": tmp_path / "out.onnx"}
+    with pytest.raises(InputError, match="a number of steps"):
+        quantize(plain, learn=-1, **options)
+    monkeypatch.setitem(sys.modules, "edgecv.quantize.gradients.tune", None)  # as without torch
+    with pytest.raises(InputError, match="needs torch"):
+        quantize(plain, learn=5, **options)
+    assert not (tmp_path / "out.onnx").exists()

@@ -11,7 +11,7 @@ that lies within that on the edge between two integers may fall to the other sid
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +59,6 @@ class QuantizedNet(nn.Module):
 
     ``parent`` is the float graph that ``model`` was made of: its weights are where the latent
     weights begin, instead of on the grid, wherever they round to the integers in ``model``.
-    ``keep`` names further values to give.
 
     Parameters: ``weights`` (latent and steps), ``biases``, ``grids``; see :meth:`groups`. The
     grid of the file's own input is fixed, it is the pixels'.
@@ -73,14 +72,12 @@ class QuantizedNet(nn.Module):
         model: ir.Model,
         policy: Policy,
         parent: ir.Model | None = None,
-        keep: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._model, self._policy = model, policy
         graph = model.graph
         self._input = str(graph.inputs[0].name)
         self._outputs = [str(value.name) for value in graph.outputs]
-        self._kept = list(keep)
         self._nodes = list(graph)
         self.weights, self.grids = nn.ModuleDict(), nn.ModuleDict()
         self.biases = nn.ParameterDict()
@@ -106,7 +103,7 @@ class QuantizedNet(nn.Module):
                 values.update(zip(step.outputs, found, strict=True))
             for name in step.dead:
                 del values[name]
-        return {name: values[name] for name in (*self._outputs, *self._kept)}
+        return {name: values[name] for name in self._outputs}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """What may be learned, by kind: ``weights``, ``biases``, ``weight_steps``, ``steps`` and
@@ -137,11 +134,6 @@ class QuantizedNet(nn.Module):
         """The weights that lie on grids."""
         return list(self._read.values())
 
-    def layers(self) -> list[str]:
-        """Names of the values that come out of MAC operators with integer weights."""
-        names = {layer.node for layer in self._layers if layer.stored}
-        return [str(n.outputs[0].name) for n in self._nodes if n.name in names]
-
     @torch.no_grad()
     def write(self) -> ir.Model:
         """The graph with what was learned: same nodes, same places, other initializers.
@@ -157,7 +149,11 @@ class QuantizedNet(nn.Module):
         constants = model.graph.initializers
 
         def store(name: str, array: Array) -> None:
-            constants[name].const_value = ir.tensor(array, name=name)
+            old = constants[name].const_value
+            if old is None or not np.array_equal(
+                old.numpy(), array
+            ):  # else byte for byte as it was
+                constants[name].const_value = ir.tensor(array, name=name)
 
         makers = {str(v.name): node for node in model.graph for v in node.outputs}
         for node in model.graph:
@@ -298,7 +294,7 @@ class QuantizedNet(nn.Module):
         last: dict[str, int] = {}
         for index, (_, _, names) in enumerate(plain):
             last.update({name: index for name in names if name is not None})
-        ends = {*self._outputs, *self._kept}
+        ends = set(self._outputs)
         steps = []
         for index, (node, run, names) in enumerate(plain):
             outputs = tuple(str(v.name) for v in node.outputs)

@@ -300,8 +300,8 @@ def _resize(node: ir.Node, inputs: Inputs) -> Tensor:
     else:
         sizes = _integers(node, inputs, 3)
         factors = [new / old for new, old in zip(sizes, x.shape, strict=True)]
-    if x.ndim != 4 or factors[:2] != [1.0, 1.0] or _optional(inputs, 1) is not None:
-        raise _refuse(node, f"the factors {factors} or a region of interest")
+    if x.ndim != 4 or factors[:2] != [1.0, 1.0]:
+        raise _refuse(node, f"the factors {factors} for {x.ndim} dimensions")
     if mode == "nearest" and all(f == int(f) for f in factors):
         return functional.interpolate(x, sizes[2:], mode="nearest")  # every rule agrees here
     if mode == "linear" and where in ("half_pixel", "pytorch_half_pixel", "align_corners"):

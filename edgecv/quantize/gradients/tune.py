@@ -10,7 +10,7 @@ pictures is not learned from: it says whether anything was gained, and nothing i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,6 @@ class Settings:
     biases: float = 1e-4  # root mean squares of the layer's biases
     grids: float = 1e-4  # of the step itself
     zeros: float = 1e-5  # of the range
-    inside: float = 0.0  # weight of the loss on the layers' own outputs
     held_out: float = 0.2  # share of the pictures that judge
     seed: int = 0
 
@@ -102,29 +101,20 @@ def tune(
         raise QuantizeError(f"{len(pictures)} pictures are too few to learn from; give 32 or more")
     learned, judged = order[judges:], order[:judges].numpy()
     data = torch.from_numpy(pictures)
-    kept: Sequence[str] = []
-    ours = QuantizedNet(model, policy)
-    if settings.inside:
-        kept = ours.layers()
-        ours = QuantizedNet(model, policy, keep=kept)
-    theirs = QuantizedNet(parent, policy, keep=kept)
+    ours, theirs = QuantizedNet(model, policy, parent), QuantizedNet(parent, policy)
     ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     theirs.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(_rates(ours, settings), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _share(step, settings.steps)
     )
-    names = [str(value.name) for value in model.graph.outputs]
     for step in range(settings.steps):
         index = learned[torch.randint(len(learned), (settings.batch,), generator=generator)]
         batch = _cut(data[index], settings.crop, generator)
         with torch.no_grad():
             wanted = theirs(batch)
         found = ours(batch)
-        error = loss({n: wanted[n] for n in names}, {n: found[n] for n in names})
-        if kept:
-            inside = relative_noise({n: wanted[n] for n in kept}, {n: found[n] for n in kept})
-            error = error + settings.inside * inside
+        error = loss(wanted, found)
         if not bool(torch.isfinite(error)):
             raise QuantizeError(f"the loss is {error.item()} at step {step + 1}; lower the rates")
         optimizer.zero_grad()
@@ -134,7 +124,7 @@ def tune(
         progress("learning", step + 1, settings.steps)
     result = ours.write()
     few = pictures[judged]
-    before, after = (_noise(one, parent, few, names) for one in (model, result))
+    before, after = (_noise(one, parent, few) for one in (model, result))
     return Tuned(result if after < before else model, ours.ranges(), before, after, judges)
 
 
@@ -179,13 +169,16 @@ def _cut(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return found.contiguous(memory_format=torch.channels_last) if top == 2 else found
 
 
-def _noise(model: ir.Model, parent: ir.Model, pictures: Array, names: Sequence[str]) -> float:
-    """What onnxruntime says of both files: the noise as a share of the power."""
+def _noise(model: ir.Model, parent: ir.Model, pictures: Array) -> float:
+    """What onnxruntime says of both files: the noise as a share of the power, on each picture and
+    its mirror image. What a picture adds to it is much by chance: one rounding more or less."""
     ours, theirs = Probe(model), Probe(parent)
-    totals = np.zeros((len(names), 2))
+    width = 3 if pictures.dtype == np.float32 else 2
+    totals = np.zeros((len(ours.names), 2))
     for picture in pictures:
-        found, wanted = ours(picture[None]), theirs(picture[None])
-        for row, name in enumerate(names):
-            totals[row, 0] += np.square(found[name] - wanted[name], dtype=np.float64).sum()
-            totals[row, 1] += np.square(wanted[name], dtype=np.float64).sum()
+        for batch in (picture[None], np.flip(picture[None], width)):
+            found, wanted = ours(batch), theirs(batch)
+            for row, name in zip(totals, ours.names, strict=True):
+                row[0] += np.square(found[name] - wanted[name], dtype=np.float64).sum()
+                row[1] += np.square(wanted[name], dtype=np.float64).sum()
     return float((totals[:, 0] / np.maximum(totals[:, 1], 1e-20)).mean())
