@@ -35,9 +35,9 @@ decode = "embedding"
 options = { normalize = true }
 [train]
 data = "pictures"
-epochs = 4
+epochs = 12
 batch = 16
-lr = 2e-3
+lr = 1e-2
 shift = 2
 [train.augment]
 rotation = 10.0
