@@ -113,7 +113,9 @@ def quantize(
         batches,
         keep_float=keep_float,
         search=_search(parent, ready, drawn),
-        finish=_learner(ready, policy, batches, learn, seed, progress, warn) if learn else None,
+        finish=_learner(parent, ready, policy, batches, learn, seed, progress, warn)
+        if learn
+        else None,
         progress=progress,
     )
     path = Path(output) if output is not None else _name(parent, policy)
@@ -247,6 +249,7 @@ def _batches(ready: Prepared, pictures: Sequence[Picture], size: int | str) -> B
 
 
 def _learner(
+    parent: ModelSpec,
     ready: Prepared,
     policy: Policy,
     batches: Batches,
@@ -259,7 +262,7 @@ def _learner(
     if steps < 1:
         raise InputError(f"learn: expected a number of steps, got {steps}")
     try:
-        from edgecv.quantize.gradients.tune import Settings, tune
+        from edgecv.quantize.gradients.tune import Settings, divergence, relative_noise, tune
     except ImportError as error:
         raise InputError(
             f"learn: needs torch, which does not import ({error}); pip install 'edgecv[train]', or "
@@ -267,8 +270,10 @@ def _learner(
         ) from error
     settings = Settings(steps=steps, crop=CUT if _takes_any_size(ready) else 1.0, seed=seed)
 
+    loss = divergence if parent.decoding.kind == "logits" else relative_noise
+
     def learned(done: Quantized) -> Quantized:
-        tuned = tune(done.model, ready.model, policy, batches, settings, progress=progress)
+        tuned = tune(done.model, ready.model, policy, batches, settings, loss, progress)
         about = {"steps": steps, **tuned.to_dict()}
         if not tuned.gained:
             warn(
@@ -412,13 +417,10 @@ def summary(result: QuantizeResult) -> dict[str, str]:
             f"to {back['error_after']:.3g}"
         )
     if (learned := spec.quantization["learned"]) is not None:
-        before, after = (
-            -10 * np.log10(max(learned[key], 1e-20)) for key in ("noise_before", "noise_after")
-        )
         pairs["learned"] = (
-            f"{learned['steps']} steps, {before:.1f} to {after:.1f} dB on {learned['held_out']} "
-            f"calibration pictures left out" + ("" if learned["taken"] else ": not taken")
-        )
+            f"{learned['steps']} steps, loss {learned['loss_before']:.3g} to "
+            f"{learned['loss_after']:.3g} on {learned['held_out']} calibration pictures left out"
+        ) + ("" if learned["taken"] else ": not taken")
     for one in spec.quantization["tries"]:
         pairs[f"limit {one['limit']:.2g}"] = (
             f"{one['nodes']} nodes in float, {one['points']:.2f} points of {one['metric']} on "
