@@ -43,7 +43,7 @@ class Model(Closing):
         self.spec, self.runtime = spec, runtime
         _match(spec.inputs, runtime.inputs, "input", runtime.path)
         _match(spec.outputs, runtime.outputs, "output", runtime.path)
-        self._decode = _decoder(spec, runtime.path)
+        self._decode = decoder(spec, runtime.path)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -197,9 +197,10 @@ def same_shape(prepared: Sequence[Prepared]) -> list[list[Prepared]]:
     return groups
 
 
-def _decoder(spec: ModelSpec, path: Path) -> Callable[..., list[Result]]:
+def decoder(spec: ModelSpec, where: Path | str) -> Callable[..., list[Result]]:
+    """The function of :data:`DECODERS` for the task of ``spec``."""
     if spec.task not in DECODERS:
-        raise SpecError(f"{path}: this EdgeCV has no decoder for task {spec.task!r}; update it")
+        raise SpecError(f"{where}: this EdgeCV has no decoder for task {spec.task!r}; update it")
     module, _, name = DECODERS[spec.task].partition(":")
     found: Callable[..., list[Result]] = getattr(importlib.import_module(module), name)
     return found

@@ -20,7 +20,7 @@ def command(
         typer.Argument(
             metavar="DATASET",
             help="A folder per class; data.yaml, or its folder, or COCO JSON; images and masks; "
-            "a pairs file.",
+            "a CSV file of points; a pairs file.",
         ),
     ],
     backend: BackendOption = "auto",
@@ -136,5 +136,12 @@ def _columns(data: dict[str, Any]) -> dict[str, str | int]:
             f"threshold for FAR {data['far']:g}": f"{data['threshold']:.4f} ({data['metric']}); of "
             f"all pairs it accepts {chosen['far']:.2%} of two people (95% sure: under "
             f"{chosen['far_bound']:.2%}) and {chosen['tar']:.2%} of one",
+        }
+    if data["task"] == "landmarks":
+        return {
+            "pictures": data["count"],
+            "points": data["points"],
+            "normalized mean error": rate("nme"),
+            "nearer than a tenth": rate("near"),
         }
     return {"pictures": data["count"], "mIoU": rate("miou"), "pixels right": rate("accuracy")}

@@ -91,7 +91,7 @@ def average_precision(
     """
     if not any(len(picture.classes) for picture in truth):
         raise InputError("none of the pictures has a labelled object: there is nothing to score")
-    coco, evaluator = _library()
+    coco, evaluator = library()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
         reference = coco()
         reference.dataset = _dataset(truth, sizes, labels)
@@ -157,8 +157,8 @@ def _dataset(
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
-def _library() -> tuple[Any, Any]:
-    """COCO's classes ``COCO`` and ``COCOeval``."""
+def library() -> tuple[Any, Any]:
+    """COCO's classes ``COCO`` and ``COCOeval``; an error with the remedy where there are none."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:

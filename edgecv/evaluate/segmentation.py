@@ -21,6 +21,7 @@ from edgecv.evaluate.coco import sample
 from edgecv.files import open_binary
 from edgecv.preprocess import list_pictures
 
+REST = "rest"
 IGNORED = 255  # the mask's value of pixels that do not count (PASCAL VOC, Cityscapes, ADE20K)
 
 
@@ -41,9 +42,10 @@ def read_masks(
 ) -> LabelledMasks:
     """The pictures of ``folder/images`` that have a mask, for a model of ``count`` classes.
 
-    ``classes`` is a JSON object ``{"value": index}``; without it a mask's values are the model's
-    own indices. Pictures without a mask are not labelled, and left out; a mask without its picture
-    is an error. ``limit`` draws that many by seed.
+    ``classes`` is a JSON object ``{"value": index}``, in which ``rest`` stands for all values that
+    it does not name; without it a mask's values are the model's own indices. Pictures without a
+    mask are not labelled, and left out; a mask without its picture is an error. ``limit`` draws
+    that many by seed.
     """
     masks = {
         path.relative_to(folder / "masks").with_suffix(""): path
@@ -64,7 +66,9 @@ def read_masks(
     if classes is None:
         table[: min(count, IGNORED)] = np.arange(min(count, IGNORED))
     else:
-        for value, index in read_classes(classes, count).items():
+        given = read_classes(classes, count)
+        table[:] = given.pop(REST, -1)
+        for value, index in given.items():
             if not value.isdigit() or int(value) > 255:
                 raise InputError(f"{classes}: {value!r} is not a mask's value from 0 to 255")
             table[int(value)] = index

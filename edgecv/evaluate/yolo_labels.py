@@ -20,6 +20,7 @@ from edgecv.evaluate.classes import match_classes
 from edgecv.evaluate.coco import LabelledPicture, sample
 from edgecv.preprocess import list_pictures
 
+SPLITS = ("train", "val", "test")
 DEFAULT_SPLIT = "val"
 
 
@@ -62,6 +63,22 @@ def read_yolo(
             f"{files[pictures[0]]}"
         )
     return [_read(picture, files[picture], index) for picture in sample(pictures, limit)]
+
+
+def yolo_splits(path: Path) -> tuple[str, ...]:
+    """The splits that the ``data.yaml`` of :func:`read_yolo`'s ``path`` names; none without one."""
+    yaml = path if path.is_file() else path / "data.yaml"
+    data = _load(yaml) if yaml.is_file() else {}
+    return tuple(key for key in SPLITS if data.get(key))
+
+
+def yolo_names(path: Path) -> tuple[str, ...]:
+    """The class names of that ``data.yaml``, in the order of their numbers; none without one."""
+    yaml = path if path.is_file() else path / "data.yaml"
+    if not yaml.is_file():
+        return ()
+    names = _names(_load(yaml), yaml)
+    return tuple(names[key] for key in sorted(names))
 
 
 def _matched(
@@ -135,11 +152,20 @@ def _parse(line: str, where: str) -> tuple[int, NDArray[np.float64]]:
 
 def _read_yaml(path: Path, split: str) -> tuple[list[Path], dict[int, str]]:
     data = _load(path)
-    splits = [key for key in ("train", "val", "test") if data.get(key)]
+    splits = [key for key in SPLITS if data.get(key)]
     if split not in splits:
         raise InputError(
             f"{path}: has no split {split!r}; it has {', '.join(splits) or 'none'} (--split)"
         )
+    names = _names(data, path)
+    entries = data[split] if isinstance(data[split], list) else [data[split]]
+    pictures: list[Path] = []
+    for entry in entries:
+        pictures += _pictures(path, data.get("path"), str(entry))
+    return pictures, names
+
+
+def _names(data: Mapping[str, Any], path: Path) -> dict[int, str]:
     names = data.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -147,11 +173,7 @@ def _read_yaml(path: Path, split: str) -> tuple[list[Path], dict[int, str]]:
         raise InputError(f"{path}: names: expected a list of class names, or numbers and names")
     if data.get("nc", len(names)) != len(names):
         raise InputError(f"{path}: nc is {data['nc']}, names has {len(names)}")
-    entries = data[split] if isinstance(data[split], list) else [data[split]]
-    pictures: list[Path] = []
-    for entry in entries:
-        pictures += _pictures(path, data.get("path"), str(entry))
-    return pictures, {key: str(name) for key, name in names.items()}
+    return {key: str(name) for key, name in names.items()}
 
 
 def _pictures(yaml: Path, root: object, entry: str) -> list[Path]:

@@ -290,7 +290,7 @@ def recipe_table(recipe: Recipe) -> dict[str, Any]:
     """``recipe`` as the table of a TOML file that stands by itself, without its weights.
 
     The labels are written out, since a file of them may be elsewhere; counts that hold for
-    another number of classes are left out.
+    another number of classes are left out. The decoding's options may be other than the file's.
     """
     assert recipe.path is not None
     table = tomllib.loads(recipe.path.read_text(encoding="utf-8"))
@@ -300,6 +300,8 @@ def recipe_table(recipe: Recipe) -> dict[str, Any]:
         table["model"]["options"] = dict(recipe.options)
     if recipe.labels:
         table["labels"] = {"names": list(recipe.labels)}
+    if recipe.decoding.options:
+        table.setdefault("output", {})["options"] = dict(recipe.decoding.options)
     return table
 
 

@@ -198,7 +198,8 @@ def num_classes_of(recipe: Recipe, state: Mapping[str, Tensor]) -> int | None:
     """How many classes a checkpoint was made for; None where the architecture has no such choice.
 
     The net is built twice without memory (torch's meta device), for n and n + 1 classes: the
-    parameters whose shapes differ are the head's, and the checkpoint's sizes there tell.
+    parameters whose shapes differ are the head's, and the checkpoint's sizes there tell. A
+    detector's differ by as many as a cell has anchors.
     """
     guess = max(len(recipe.labels), 2)
     with torch.device("meta"):
@@ -210,8 +211,9 @@ def num_classes_of(recipe: Recipe, state: Mapping[str, Tensor]) -> int | None:
         if key not in two or key not in state or tensor.ndim != state[key].ndim:
             continue
         for axis, (a, b) in enumerate(zip(tensor.shape, two[key].shape, strict=True)):
-            if b - a == 1:
-                return int(state[key].shape[axis])
+            found, rest = divmod(state[key].shape[axis] - a, b - a) if b > a else (0, 1)
+            if not rest and guess + found > 0:
+                return guess + found
     return None
 
 

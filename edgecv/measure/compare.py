@@ -15,10 +15,6 @@ from edgecv.errors import CheckFailed
 # order of their sums: unit roundoff 6e-8 times the square root of the terms summed along the
 # net's depth (about 1e5 for MobileNetV2) is 2e-5 of the largest value; measured are 1e-6 to 5e-6.
 FP32_MAX_REL = 1e-4
-# The same of an FP16 file. Rounding is uniform noise of 2**-11 / sqrt(3) = 2.8e-4, once for each
-# layer's weights and values, some 100 times along MobileNetV2: a random walk to 2.8e-3. The largest
-# of thousands of outputs is 4 sigma off, 1.1e-2; twice that is allowed, for nets twice as deep.
-FP16_MAX_REL = 2e-2
 
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # round to nearest
 # Of an INT8 file against its float parent. A uniform 8-bit quantizer over a tensor's full range has
@@ -28,17 +24,39 @@ UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # round t
 # sum, a layer that should have stayed in float.
 INT8_BITS_IN_USE = 8 - 3
 INT8_SOURCES = 3  # of noise in one layer's output: its input, its weights, its own rounding
-MARGIN = 2.0  # two sides, each with its own roundings
+# Of an FP16 file against its float parent: see fp16_max_rel
+FP16_SOURCES = 2  # of rounding in one layer: its weights, and the values that it gives
+SIGMAS = 4.0  # of 1,000 outputs one in 16 times has one that far off by chance
+DRAWS = 4  # of roundings, whose largest effect is the condition
+EXTREMES = 2.0  # between the furthest outputs of two draws, where noise is heavy-tailed: see there
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul")
+
+
+def layer_count(operators: Mapping[str, int]) -> int:
+    """Layers with weights, each of which rounds or quantizes; ``operators``: how many of each."""
+    return max(1, sum(operators.get(kind, 0) for kind in LAYERS))
 
 
 def fp16_max_rel(condition: float, layers: int) -> float:
     """Allowed max_rel of an FP16 file against its FP32 parent.
 
-    ``condition``: by how much the output moves, relative to its largest value, per relative change
-    of the input, measured on the model itself (:func:`condition_of`). Each of ``layers`` layers
-    rounds once, independently of the others, so the effects add as a square root.
+    Rounding to nearest is uniform noise, of standard deviation u / sqrt(3) where u is the unit
+    roundoff 2^-11. A layer rounds its weights and the values that it gives, independently of the
+    others, so that ``layers`` layers leave ``u * sqrt(2 layers / 3)`` of the largest output. The
+    largest of all outputs lies up to :data:`SIGMAS` of that off where noise is normal. A detector's
+    is not: a few of its 300,000 outputs move 100 times as far as most. There the measure is
+    ``condition``, how far the furthest output moves, relative to the largest, per relative change
+    of the input, taken on the model itself (:func:`condition_of`), times :data:`EXTREMES`.
+
+    Measured, as a share of the bound, the worst of 5 seeded pictures: MobileNetV2 with ImageNet's
+    weights 63%, MobileFaceNet 61%, MobileNetV2 with CIFAR-10's 33%, nets of random weights
+    (LeNet-5, MobileNetV1 to V3, ResNet-18 and 34, U-Net) 2 to 10%: their noise averages out. What
+    trained nets amplify inside, the condition at the input does not see, hence no tighter bound.
+    YOLOX-Nano on 6 photographs: the noise, root mean square, is 0.6 to 1.35 times what the input's
+    predicts, so the model of it is right; the furthest output 0.5 to 1.8 times, hence EXTREMES.
     """
-    return MARGIN * math.sqrt(layers) * condition * UNIT_ROUNDOFF["fp16"]
+    noise = UNIT_ROUNDOFF["fp16"] * math.sqrt(FP16_SOURCES * layers / 3)
+    return max(SIGMAS, EXTREMES * condition) * noise
 
 
 def int8_min_sqnr(layers: int) -> float:
@@ -55,14 +73,18 @@ def condition_of(
     run: Callable[[NDArray[np.floating]], Mapping[str, NDArray[np.generic]]],
     batch: NDArray[np.floating],
 ) -> float:
-    """How much ``run`` amplifies a relative rounding of its input to 11 bits: max_rel over it.
+    """How much ``run`` amplifies a relative rounding of its input to 11 bits: max_rel over it, the
+    largest of :data:`DRAWS`.
 
     At least 1: no net is trusted to damp every rounding inside it.
     """
-    step = UNIT_ROUNDOFF["fp16"]
-    signs = np.random.default_rng(0).choice(np.asarray([-1.0, 1.0]), batch.shape)
-    moved = (batch * (1 + step * signs)).astype(batch.dtype)
-    return max(1.0, compare(run(moved), run(batch)).max_rel / step)
+    step, rng, still = UNIT_ROUNDOFF["fp16"], np.random.default_rng(0), run(batch)
+    found = 1.0
+    for _ in range(DRAWS):
+        signs = rng.choice(np.asarray([-1.0, 1.0]), batch.shape)
+        moved = (batch * (1 + step * signs)).astype(batch.dtype)
+        found = max(found, compare(run(moved), still).max_rel / step)
+    return found
 
 
 @dataclass(frozen=True)

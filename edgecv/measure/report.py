@@ -11,7 +11,7 @@ from edgecv.errors import InputError
 from edgecv.measure.record import SCHEMA
 
 EVAL_SCHEMA = "edgecv.eval/1"
-METRICS = ("top1", "ap", "accuracy", "miou")  # of eval, one per task; rates from 0 to 1
+METRICS = ("top1", "ap", "accuracy", "miou", "near")  # of eval, one per task; rates from 0 to 1
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ FACTORIES = {
     "unet": "edgecv.models.unet:unet",
     "unet_mobilenet_v2": "edgecv.models.unet:unet_mobilenet_v2",
     "vgg16": "edgecv.models.vgg:vgg16",
+    "yolo_grid_mobilenet_v2": "edgecv.models.yolo_mobilenet:yolo_grid_mobilenet_v2",
+    "yolo_mobilenet_v2": "edgecv.models.yolo_mobilenet:yolo_mobilenet_v2",
     "yolox_nano": "edgecv.models.yolox:yolox_nano",
     "yolox_tiny": "edgecv.models.yolox:yolox_tiny",
 }

@@ -60,13 +60,11 @@ class Localizer(nn.Module):
         self.box = nn.Linear(self.trunk.channels, 4)
         self.classes = nn.Linear(self.trunk.channels, num_classes)
 
-    def training_outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The box ``[N, 4]`` (cx, cy, w, h from 0 to 1) and the logits ``[N, C]``, for the loss."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         features = self.trunk(x)
-        return self.box(features).sigmoid(), self.classes(features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        box, logits = self.training_outputs(x)
+        box, logits = self.box(features).sigmoid(), self.classes(features)
+        if self.training:
+            return box, logits
         centre, half = box[:, :2], box[:, 2:] / 2
         corners = torch.cat([centre - half, centre + half], 1)  # [N, 4] of 0 to 1
         height, width = x.shape[-2:]
@@ -93,7 +91,9 @@ def localizer(num_classes: int = 1000, *, trunk: str = "mobilenet_v2") -> Locali
     """One object per picture, input ``[N, 3, H, W]``, output ``[N, 1, 6]``.
 
     The six are x1, y1, x2, y2 in pixels of the input, the best class's probability, and its
-    index: the layout of detectors that need no NMS. ``trunk`` is any classifier.
+    index: the layout of detectors that need no NMS. In training mode the output is the box
+    ``[N, 4]`` (cx, cy, w, h from 0 to 1) and the classes' logits ``[N, C]``. ``trunk`` is any
+    classifier.
     """
     model = Localizer(num_classes, trunk)
     initialise(model.box)

@@ -14,10 +14,10 @@ the left edge of the one box lies within ``(1 - t) * width`` of the other's. Sor
 boxes by one binary search. The few pairs that remain are tested together, and the greedy choice is
 made on the pairs that overlap: in rounds, each of which keeps every box that no undecided better
 one overlaps (Cluster-NMS, arXiv:2005.03572, reaches the same fixed point). Where boxes lie densely
-the classic loop (keep the best, drop what it suppresses) is faster still: it runs first, for as
-long as each of its steps drops a good share. Where the pairs are many the best few boxes are
-settled first and what they suppress is dropped before the next, larger block, so time follows the
-boxes that are left and memory stays bounded.
+the classic loop (keep the best, drop what it suppresses) is faster still: it runs first, of many
+boxes in all classes at once, for as long as each of its turns drops a good share. Where the pairs
+are many the best few boxes are settled first and what they suppress is dropped before the next,
+larger block, so time follows the boxes that are left and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ DIRECT_PAIRS = 1 << 14  # up to here testing all pairs at once beats any clevern
 CHUNK_PAIRS = 1 << 16  # pairs tested in one go: 4 MB of temporary arrays, which stay in the cache
 BLOCK_PAIRS = 1 << 18  # pairs within one block of the best boxes
 FIRST_BLOCK = 160
+MANY = 1 << 12  # below it a turn of all classes costs more than it saves (measured)
+MAX_SPREAD = 1 << 20  # of class numbers
 PEEL_SHARE = 16  # the classic loop goes on while a step drops at least one in so many
+_FIRST = np.zeros(1, np.intp)
 ROUNDS = 6  # of the vectorised choice; what a longer chain leaves is settled one by one
 
 
@@ -175,6 +178,8 @@ def _greedy(
         done.append(np.flatnonzero(~solid))
         rank = np.flatnonzero(solid)
         boxes, groups = boxes[:, rank], None if groups is None else groups[rank]
+    if groups is not None and len(rank):
+        groups = _numbered(groups)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # see _Test._share
         boxes, groups, rank = _peel(boxes, groups, rank, test, limit, done)
         if len(rank):
@@ -192,27 +197,47 @@ def _peel(
     limit: int | None,
     done: list[Indices],
 ) -> tuple[Floats, NDArray[np.int64] | None, Indices]:
-    """The classic loop while it pays: what it keeps goes to ``done``, what is left comes back."""
-    kept = 0
-    while len(rank) and (limit is None or kept < limit):
-        hit = test.first(boxes)
-        if groups is not None:
-            hit &= groups == groups[0]
-        hit[0] = True
-        done.append(rank[:1])
-        kept += 1
-        dropped = int(np.count_nonzero(hit))
-        if dropped == 1:
-            return boxes[:, 1:], None if groups is None else groups[1:], rank[1:]
+    """The classic loop while it pays: what it keeps goes to ``done``, what is left comes back.
+    ``groups`` are numbers from 0; of many boxes each turn is one of all classes at once.
+
+    The best box that is left is kept in each turn, and it is better than all that stay open: after
+    ``limit`` turns the first ``limit`` are known.
+    """
+    turns = 0
+    while len(rank) and (limit is None or turns < limit):
+        if groups is None or len(rank) < MANY:
+            heads, hit = _FIRST, test.with_heads(boxes, _FIRST)
+            if groups is not None:
+                hit &= groups == groups[0]
+        else:
+            heads, own = _heads(groups)
+            hit = test.with_heads(boxes, own)
+        hit[heads] = True
+        done.append(rank[heads])
+        turns += 1
         left = np.flatnonzero(~hit)
+        dropped = len(rank) - len(left) - len(heads)
         enough = dropped * PEEL_SHARE >= len(rank)
         boxes, rank = boxes.take(left, axis=1), rank.take(left)
         groups = None if groups is None else groups.take(left)
         if not enough:
-            break
-    else:
-        return boxes[:, :0], groups, rank[:0]
-    return boxes, groups, rank
+            return boxes, groups, rank
+    return boxes[:, :0], None if groups is None else groups[:0], rank[:0]
+
+
+def _heads(groups: NDArray[np.int64]) -> tuple[Indices, Indices]:
+    """The first place of each class, and for each place that of its own class."""
+    first: Indices = np.full(int(groups.max()) + 1, len(groups), np.intp)
+    first[groups[::-1]] = np.arange(len(groups) - 1, -1, -1)  # the last one written stays
+    return first[first < len(groups)], first.take(groups)
+
+
+def _numbered(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Class numbers from 0; where they are codes, spread wide, numbers in their order."""
+    low, high = int(groups.min()), int(groups.max())
+    if high - low < MAX_SPREAD:
+        return groups - low
+    return np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 
 class _Test:
@@ -229,19 +254,21 @@ class _Test:
         # What rounding can add to a quotient of sums and products of float32, with room to spare.
         self.slack = 1 - threshold + 1e-5
 
-    def first(self, c: Floats) -> NDArray[np.bool_]:
-        """Which boxes ``[5, N]`` the first of them overlaps by enough."""
-        wide = np.minimum(c[2], c[2, 0])
-        wide -= np.maximum(c[0], c[0, 0])
-        tall = np.minimum(c[3], c[3, 0])
-        tall -= np.maximum(c[1], c[1, 0])
+    def with_heads(self, c: Floats, own: Indices) -> NDArray[np.bool_]:
+        """Which boxes ``[5, N]`` the box at their place in ``own`` (or the one for all) overlaps
+        by enough."""
+        head = c.take(own, axis=1)
+        wide = np.minimum(c[2], head[2])
+        wide -= np.maximum(c[0], head[0])
+        tall = np.minimum(c[3], head[3])
+        tall -= np.maximum(c[1], head[1])
         np.maximum(wide, 0, out=wide)
         np.maximum(tall, 0, out=tall)
         wide *= tall
-        share = self._share(wide, c[4] + c[4, 0])
+        share = self._share(wide, c[4] + head[4])
         hit: NDArray[np.bool_] = share > self.limit
         if self.diou:
-            hit &= share - center_distance(c[:4].T, c[:4, :1].T) > self.limit
+            hit &= share - center_distance(c[:4].T, head[:4].T) > self.limit
         return hit
 
     def _share(self, inter: Floats, areas: Floats) -> Floats:
@@ -274,15 +301,11 @@ def _sweep(boxes: Floats, groups: NDArray[np.int64] | None, rank: Indices, test:
     axis = boxes[0].astype(np.float64)
     reach = (boxes[2] - axis) * test.slack
     if groups is not None:
-        low, high = int(groups.min()), int(groups.max())
-        if high - low >= 1 << 20:  # not class numbers but codes: number them
-            groups = np.unique(groups, return_inverse=True)[1].reshape(-1)
-            low, high = 0, int(groups.max())
         axis -= axis.min()
         span = float(axis.max()) + float(reach.max())
         span += span * 1e-3 + 1e-30  # a gap that rounding cannot bridge
-        axis += (groups - low) * span
-        reach += (high - low + 1) * span * 2.0**-50  # the rounding of the sums above
+        axis += groups * span
+        reach += (int(groups.max()) + 1) * span * 2.0**-50  # the rounding of the sums above
     return _Sweep(axis, reach, rank, boxes).take(np.argsort(axis))
 
 

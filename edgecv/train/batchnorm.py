@@ -16,11 +16,16 @@ from torch import Tensor, nn
 def is_folded(model: nn.Module) -> bool:
     """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics.
 
-    That a net that was never trained has them too is told by its scales of 1 and biases of 0.
+    That a net that was never trained has them too is told by its scales of 1 and biases of 0; one
+    part of a net may be fresh, such as a head on a folded trunk.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     blank = all(_all(m.running_mean, 0) and _all(m.running_var, 1) for m in norms)
-    return blank and not all(_all(m.weight, 1) and _all(m.bias, 0) for m in norms)
+    return blank and not all(map(_is_fresh, norms))
+
+
+def _is_fresh(norm: nn.BatchNorm2d) -> bool:
+    return _all(norm.weight, 1) and _all(norm.bias, 0)
 
 
 def _all(tensor: Tensor | None, value: float) -> bool:
@@ -33,9 +38,12 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     With the measured mean m and variance v, ``weight' = weight * sqrt((v + eps) / (v0 + eps))``
     and ``bias' = bias + weight * (m - m0) / sqrt(v0 + eps)`` make the same map as the old
-    statistics (m0, v0) did, so the net's eval-mode outputs stay what they were.
+    statistics (m0, v0) did, so the net's eval-mode outputs stay what they were. Fresh BatchNorms
+    are not the identity that they seem: they take the batches' statistics, as in training.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    every = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    fresh = [m for m in every if _is_fresh(m)]
+    norms = [m for m in every if m not in fresh]
     sums = {m: torch.zeros(2, m.num_features, dtype=torch.float64) for m in norms}
     counts = dict.fromkeys(norms, 0)
 
@@ -48,6 +56,8 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     hooks = [m.register_forward_pre_hook(measure) for m in norms]
     training = model.training
     model.eval()
+    for norm in fresh:
+        norm.train()
     try:
         for batch in batches:
             model(batch)

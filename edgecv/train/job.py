@@ -26,6 +26,8 @@ class DataSettings:
     held_out: str = ""  # what is scored after each epoch; none: a part of the data, by ``split``
     split: float = 0.2  # of each class, held out by seed
     initial: str = ""  # weights to start from: a file, auto, imagenet, bundled or random
+    trunk: str = ""  # a classifier's weights, for the part of another net that is one: a file
+    freeze: str = ""  # a module's path: everything up to and including it stays as it came
     skip_broken: bool = False  # leave out pictures that cannot be read, instead of stopping
 
     def __post_init__(self) -> None:
@@ -50,6 +52,7 @@ class Job:
     seed: int
     batch: int  # of all processes together
     where: str  # of the table: "mine.toml: train"
+    beside: Path = Path()  # the recipe's folder
     fixed_labels: bool = True  # False: other classes in the data take the place of ``labels``
     progress: Progress = silent
     say: Callable[[str], None] = lambda text: None
@@ -61,6 +64,15 @@ class Job:
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder; see {self.where}")
         return path
+
+    def file(self, name: str) -> Path:
+        """A file of ``--data``, or beside the recipe."""
+        for path in (self.folder / name, self.beside / name):
+            if path.is_file():
+                return path
+        raise InputError(
+            f"{name}: there is no such file in {self.folder} or {self.beside}; see {self.where}"
+        )
 
     def flat(self, cls: type[T]) -> T:
         """The task's own keys of the table itself."""
@@ -103,6 +115,7 @@ class Prepared:
     labels: tuple[str, ...]
     learner: Callable[[nn.Module], nn.Module] = lambda net: net
     classes: tuple[str, ...] = ()
+    decoding: Decoding | None = None  # where the data has changed the recipe's
 
 
 def distribute(

@@ -7,10 +7,12 @@ rates, checkpoints and logs. Neither knows the other's part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from edgecv.results import Result
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,15 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Scores of ``model``, which is in eval mode and on its device, on the held-out samples."""
+        ...
+
+
+@runtime_checkable
+class Drawable(Protocol):
+    """A task whose targets are places in the pictures, which can be drawn on them."""
+
+    def results(self, batch: Batch) -> list[Result]:
+        """What ``batch`` teaches the net to answer, for each picture, in pixels of the input."""
         ...
 
 

@@ -18,10 +18,11 @@ from edgecv.evaluate.coco import LabelledPicture
 from edgecv.evaluate.coco_json import read_coco
 from edgecv.evaluate.faces import read_pairs
 from edgecv.evaluate.imagenet import read_folder, topk_hits
+from edgecv.evaluate.points import normalized_errors, read_points, summary
 from edgecv.evaluate.yolo_labels import read_yolo
 from edgecv.model import Model, load
 from edgecv.progress import Progress, silent
-from edgecv.results import Detections, Placement, Result, Segmentation
+from edgecv.results import Detections, Landmarks, Placement, Result, Segmentation
 from edgecv.spec import ModelSpec
 from edgecv.workflows.crops import averaged
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
@@ -68,6 +69,16 @@ class DetectionScore(Score):
 
 
 @dataclass(frozen=True)
+class LandmarkScore(Score):
+    """``nme``: the mean distance of the points by the diagonal of the box around them; ``near``:
+    the share of those nearer than a tenth of that (:mod:`edgecv.evaluate.points`)."""
+
+    nme: float
+    near: float
+    points: int
+
+
+@dataclass(frozen=True)
 class SegmentationScore(Score):
     """``miou``: the mean over classes of intersection over union, of all pictures' pixels."""
 
@@ -98,6 +109,7 @@ def evaluate(
       COCO file (:func:`edgecv.evaluate.coco_json.read_coco`)
     - ``embed``: a file of pairs (:func:`edgecv.workflows.pairs.evaluate_pairs`; ``detector`` finds
       the faces, ``far`` is the false-accept rate wanted of the threshold)
+    - ``landmarks``: a CSV file of points (:func:`edgecv.evaluate.points.read_points`)
     - ``segment``: masks (:func:`edgecv.evaluate.segmentation.read_masks`)
 
     Of classifiers, ``crops`` (1, 2, 5 or 10: :mod:`edgecv.workflows.crops`) of each picture are
@@ -175,6 +187,8 @@ def labelled_pictures(spec: ModelSpec, dataset: str | os.PathLike[str]) -> list[
         return list(read_folder(path, spec).pictures)
     if spec.task == "detect":
         return [one.path for one in _boxes(spec, Request(path, "auto"))]
+    if spec.task == "landmarks":
+        return [one.path for one in read_points(path)]
     if spec.task == "segment":
         return list(segmentation.read_masks(path, len(spec.labels)).pictures)
     if spec.task == "embed":
@@ -256,6 +270,25 @@ def _embed(model: Model, request: Request) -> VerificationScore:
     )
 
 
+def _landmarks(model: Model, request: Request) -> LandmarkScore:
+    truth = read_points(request.dataset, request.limit)
+    truth = [truth[i] for i in request.kept([one.path for one in truth])]
+    errors = []
+    answers = _answers(model, [one.path for one in truth], request.progress, None)
+    for one, (result, _) in zip(truth, answers, strict=True):
+        assert isinstance(result, Landmarks)
+        if len(result.points) != len(one.points):
+            raise InputError(
+                f"{request.dataset}: has {len(one.points)} points a picture, the model gives "
+                f"{len(result.points)}"
+            )
+        errors.append(normalized_errors(one.points, result.points))
+    nme, near = summary(errors)
+    return LandmarkScore(
+        **common(model, len(truth)), nme=nme, near=near, points=sum(map(len, errors))
+    )
+
+
 def _segment(model: Model, request: Request) -> SegmentationScore:
     labels = model.spec.labels
     data = segmentation.read_masks(request.dataset, len(labels), request.classes, request.limit)
@@ -281,6 +314,7 @@ TASKS: dict[str, Callable[[Model, Request], Score]] = {
     "classify": _classify,
     "detect": _detect,
     "embed": _embed,
+    "landmarks": _landmarks,
     "segment": _segment,
 }
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,14 @@ from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to
 from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.measure import selftest
-from edgecv.measure.compare import FP16_MAX_REL, FP32_MAX_REL, compare, worst
+from edgecv.measure.compare import (
+    FP32_MAX_REL,
+    compare,
+    condition_of,
+    fp16_max_rel,
+    layer_count,
+    worst,
+)
 from edgecv.preprocess import list_pictures
 from edgecv.progress import Progress, silent
 from edgecv.quantize.targets import policy_for
@@ -37,7 +44,7 @@ from edgecv.workflows.quantize import FEW, QuantizeResult, quantize
 
 RANGES_SEED = 11  # of the pictures on which FP16's headroom is measured
 RANGES_COUNT = 6
-MAX_REL = {"fp32": FP32_MAX_REL, "fp16": FP16_MAX_REL}
+FLOATS = ("fp32", "fp16")
 PARITY_SEED = 7  # not the seed of the self-test, nor anything that the tracer saw
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxruntime")
 
@@ -98,9 +105,9 @@ def export(
     ``output`` defaults to the recipe's name (``NAME-fp16.onnx``, ``NAME-int8-TARGET.onnx``) in the
     current folder. ``end2end`` appends decoding and NMS to a detector's graph
     (:mod:`edgecv.workflows.end2end`); with ``target`` ``tensorrt`` NMS is TensorRT's own plugin.
-    The file is compared with PyTorch before it gets its name:
-    where the outputs differ by more than :data:`~edgecv.measure.compare.FP32_MAX_REL` or
-    ``FP16_MAX_REL`` of the largest, nothing is written and
+    The file is compared with PyTorch before it gets its name: where the outputs differ by more than
+    :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest, or by more than
+    :func:`~edgecv.measure.compare.fp16_max_rel` allows an FP16 file, nothing is written and
     :class:`~edgecv.errors.ExportError` is raised.
     """
     _check_wishes(precision, calibration, target, end2end=end2end)
@@ -144,7 +151,9 @@ def export(
     suffix = "" if precision == "fp32" else f"-{precision}"
     path = Path(output) if output is not None else Path(f"{recipe.name}{suffix}.onnx")
     progress("proving parity", 3, 4)
-    spec = replace(spec, parity=_prove(data, spec, p, model))
+    allowed = FP32_MAX_REL if half is None else _half_bound(spec, p, model, nodes)
+    test = {**spec.self_test, "max_rel": allowed}
+    spec = replace(spec, parity=_prove(data, spec, p, model, allowed), self_test=test)
     if end2end:
         data, spec = with_nms(data, spec, form_for(target))
     write_spec(data, spec, path)
@@ -160,8 +169,8 @@ def _check_wishes(
     end2end: bool,
 ) -> None:
     """Say what is wrong with the wishes before minutes of work."""
-    if precision not in (*MAX_REL, "int8"):
-        raise InputError(f"precision {precision!r} is not one of {', '.join(MAX_REL)}, int8")
+    if precision not in (*FLOATS, "int8"):
+        raise InputError(f"precision {precision!r} is not one of {', '.join(FLOATS)}, int8")
     if precision != "int8":
         plugin = end2end and target == PLUGIN_TARGET
         if calibration is not None or (target is not None and not plugin):
@@ -276,8 +285,7 @@ def _as_written(
             provenance={**spec.provenance, "pixels_in": taken.to_dict()},
         )
     if half is not None:
-        test = {**spec.self_test, "max_rel": FP16_MAX_REL}
-        spec = replace(spec, precision=precision, quantization=half.to_dict(), self_test=test)
+        spec = replace(spec, precision=precision, quantization=half.to_dict())
     return spec
 
 
@@ -305,14 +313,26 @@ def torch_outputs(
     return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
+def _half_bound(
+    spec: ModelSpec, preparation: Preparation, model: nn.Module, nodes: Mapping[str, int]
+) -> float:
+    """What FP16 may cost this net, by its depth and by how much it amplifies."""
+    names = [tensor.name for tensor in spec.outputs]
+    batch = selftest.inputs(preparation, PARITY_SEED, 1)
+    return fp16_max_rel(
+        condition_of(lambda x: torch_outputs(model, x, names), batch), layer_count(nodes)
+    )
+
+
 def _prove(
-    data: bytes, spec: ModelSpec, preparation: Preparation, model: nn.Module
+    data: bytes, spec: ModelSpec, preparation: Preparation, model: nn.Module, allowed: float
 ) -> dict[str, Any]:
     """Compare the finished bytes with PyTorch in onnxruntime, at batch 1 and 3.
 
-    Both see the same pictures: the file in its own form, the net under ``preparation``.
+    The largest difference may be ``allowed`` of the largest output. Both see the same pictures:
+    the file in its own form, the net under ``preparation``.
     """
-    allowed, dtype = MAX_REL[spec.precision], spec.inputs[0].dtype
+    dtype = spec.inputs[0].dtype
     sizes = (1, 3) if isinstance(spec.inputs[0].shape[0], str) else (spec.inputs[0].shape[0],)
     results = []
     with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:

@@ -16,10 +16,11 @@ from edgecv.errors import InputError
 from edgecv.export.recipe import load_recipe
 from edgecv.files import atomic_write
 from edgecv.progress import Progress, silent
+from edgecv.results import Result
 from edgecv.spec import Preparation
-from edgecv.train.task import Task
+from edgecv.train.task import Drawable, Task
 from edgecv.train.transfer import TransferSettings
-from edgecv.workflows.drawing import fitting, font_of
+from edgecv.workflows.drawing import draw, fitting, font_of
 from edgecv.workflows.train import make_job, prepare, read_table
 
 ROWS, COLUMNS = 8, 7  # pictures, and augmented versions of each
@@ -51,7 +52,8 @@ def preview_recipe(
     """Draw pictures of recipe ``name``'s data to the PNG file ``path``, as its training sees them.
 
     The first column has them as they are at inference. Beside it stand what the task draws for the
-    loop in the first epochs, labels included: one class, or the shares of several.
+    loop in the first epochs, labels included: one class, or the shares of several; boxes, masks and
+    points lie on the pictures.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"--preview {path}: expected a name that ends in .png")
@@ -64,16 +66,22 @@ def preview_recipe(
     generator = torch.Generator().manual_seed(config.seed)
     index = _of_different_classes(prepared.task, generator)
     labels = _labels(prepared.task)
-    columns: list[tuple[Tensor, Any]] = [
-        (prepared.task.plain(index), None if labels is None else labels[index])
+    task = prepared.task
+    nothing: list[Result | None] = [None] * len(index)
+    columns: list[tuple[Tensor, Any, Sequence[Result | None]]] = [
+        (task.plain(index), None if labels is None else labels[index], nothing)
     ]
     for _ in range(COLUMNS):
-        batch = prepared.task.draw(index, slice(None), generator)
-        columns.append((batch.inputs, batch.targets))
+        batch = task.draw(index, slice(None), generator)
+        places = task.results(batch) if isinstance(task, Drawable) else nothing
+        columns.append((batch.inputs, batch.targets, places))
     cells = [
         [
-            (_picture(inputs[row], recipe.preparation), _caption(targets, row, classes))
-            for inputs, targets in columns
+            (
+                _picture(inputs[row], recipe.preparation, places[row]),
+                _caption(targets, row, classes),
+            )
+            for inputs, targets, places in columns
         ]
         for row in range(len(index))
     ]
@@ -103,14 +111,16 @@ def _labels(task: Task) -> Tensor | None:
     return labels if isinstance(labels, Tensor) else None
 
 
-def _picture(x: Tensor, preparation: Preparation) -> Image.Image:
-    """The net's numbers ``[C, H, W]`` as a picture again."""
+def _picture(x: Tensor, preparation: Preparation, places: Result | None) -> Image.Image:
+    """The net's numbers ``[C, H, W]`` as a picture again, with ``places`` drawn on it."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (preparation.mean, preparation.std))
     grey = ((x * std + mean) * preparation.divisor).round().clamp(0, 255)
     pixels = grey.permute(1, 2, 0).expand(-1, -1, 3).to(torch.uint8).numpy()
     if preparation.color == "bgr":
         pixels = pixels[..., ::-1]
     picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if places is not None:
+        picture = draw(picture, places)
     times = max(1, SIDE // max(picture.size))
     size = (picture.width * times, picture.height * times)
     return picture.resize(size, Image.Resampling.NEAREST)

@@ -34,7 +34,7 @@ COMPARED = 400  # pictures at most whose answers are compared one by one
 ROUNDS, ROUND_SECONDS = 12, 0.15  # of the interleaved latency, each side
 REFERENCE_RUNTIME = "onnxruntime"
 DISAGREEMENT = "disagreement"  # the metric where there are no labels
-METRICS = ("top1", "ap", "miou", "accuracy")  # a segmenter has the last as well
+METRICS = ("top1", "ap", "miou", "near", "accuracy")  # a segmenter has the last as well
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,15 @@ import torch
 from torch import nn
 
 from edgecv import __version__
-from edgecv.errors import InputError, RecipeError, WeightsError
+from edgecv.errors import InputError, RecipeError
 from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
 from edgecv.export.weights import (
-    CHOICES,
     load_into,
     read_state_dict,
-    resolve,
     write_safetensors,
 )
-from edgecv.files import atomic_write, sha256_of, write_json
+from edgecv.files import atomic_write, write_json
 from edgecv.progress import Progress, silent
 from edgecv.train.classify import ClassificationTask
 from edgecv.train.finder import range_test
@@ -41,6 +39,7 @@ from edgecv.train.transfer import (
     tail_of,
     unfreeze_from,
 )
+from edgecv.workflows.startweights import begin
 from edgecv.workflows.trainquantized import (
     QuantizedResult,
     QuantizedSettings,
@@ -51,8 +50,12 @@ from edgecv.workflows.trainquantized import (
 # task -> "module:function" that reads the data
 TASKS = {
     "classify": "edgecv.train.classify:prepare",
+    "detect": "edgecv.train.detection:prepare",
     "embed": "edgecv.train.embed:prepare",
+    "landmarks": "edgecv.train.places:prepare_landmarks",
+    "segment": "edgecv.train.segmentation:prepare",
 }
+FILES = ("data", "held_out", "initial", "trunk")  # left out of the log
 FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
 
@@ -114,33 +117,29 @@ def train_recipe(
     given = dict(table)
     config, job = make_job(recipe, table, data, progress, say)
     if job.has("quantized"):
-        begin = read_start(recipe, job.table("quantized", QuantizedSettings), data)
-        task = prepare(recipe.task, replace(job, preparation=begin.preparation)).task
-        report, about = _reporter(progress, say), {"recipe": recipe.name, **given}
-        return train_quantized(begin, task, config, folder, about, report, write=first)
+        beginning = read_start(recipe, job.table("quantized", QuantizedSettings), data)
+        task = prepare(recipe.task, replace(job, preparation=beginning.preparation)).task
+        report, about = _reporter(job), {"recipe": recipe.name, **given}
+        return train_quantized(beginning, task, config, folder, about, report, write=first)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     prepared = prepare(recipe.task, job)
     if prepared.labels != recipe.labels:
         say(f"classes: {', '.join(prepared.labels)}")
         stem = data.resolve().stem
         recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
+    if prepared.decoding is not None:
+        recipe = replace(recipe, decoding=prepared.decoding)
     torch.manual_seed(config.seed)
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
-    initial = start(model, recipe, job.files.initial, data, transfer, progress, say)
+    initial = begin(model, recipe, job, transfer)
     if find:
         return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
-    report = _reporter(progress, say)
-    identity = {"recipe": recipe.name, "initial": initial, **given}
+    run = Run(config, folder, _reporter(job), {"recipe": recipe.name, "initial": initial, **given})
     if transfer is None:
-        learner = prepared.learner(model)
-        log = train(learner, prepared.task, config, folder, report, identity)
+        log = run.train(prepared.learner(model), prepared.task)
     else:
-        log = _transfer(
-            model, prepared.task, config, transfer, folder, report, identity, progress, say
-        )
-    kept = {
-        key: value for key, value in given.items() if key not in ("data", "held_out", "initial")
-    }
+        log = _transfer(model, prepared.task, transfer, run, job)
+    kept = {key: value for key, value in given.items() if key not in FILES}
     about = {
         "edgecv": __version__,
         "config": json.dumps(kept),
@@ -156,6 +155,19 @@ def train_recipe(
         {},
     )
     return _store(result, model, recipe, prepared, about, log) if first else result
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every call of the loop in one training has in common."""
+
+    config: TrainConfig
+    folder: Path
+    report: Report
+    identity: Mapping[str, Any]
+
+    def train(self, model: nn.Module, task: Task) -> list[dict[str, Any]]:
+        return train(model, task, self.config, self.folder, self.report, self.identity)
 
 
 def make_job(
@@ -178,6 +190,7 @@ def make_job(
         seed=config.seed,
         batch=config.batch,
         where=where,
+        beside=recipe.folder,
         fixed_labels=bool(files.data),
         progress=progress,
         say=say,
@@ -217,99 +230,35 @@ def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
     return table
 
 
-def start(
-    model: nn.Module,
-    recipe: Recipe,
-    initial: str,
-    data: Path,
-    transfer: TransferSettings | None,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> str:
-    """Put the weights to start from into ``model``; what they are is returned, for the log."""
-    if initial in ("", "random"):
-        return "random"
-    if initial in CHOICES:
-        try:
-            weights = resolve(recipe, initial, progress)
-        except WeightsError as error:
-            raise WeightsError(
-                f"{error}\nTo start training from a file of yours: --set initial=FILE"
-            ) from error
-        if weights.warning:
-            say(f"WARNING: {weights.warning}")
-        path = weights.path
-    else:
-        path = data / initial
-        if not path.is_file():
-            path = Path(initial)
-    if path is None or not path.is_file():
-        raise InputError(
-            f"{data / initial}: there are no such weights to start from; see train.initial"
-        )
-    start_from(model, path, head_of(model, transfer.head_layers) if transfer else [])
-    return f"{path.name} {sha256_of(path)}"
-
-
-def start_from(model: nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:
-    """Load the weights ``path`` into ``model``.
-
-    A head of another class count keeps its own, and so do the modules at the paths ``fresh``.
-    """
-    own, state = model.state_dict(), read_state_dict(path)
-    head = [k for k in own if k in state and own[k].shape != state[k].shape]
-    owners = {key.rpartition(".")[0] for key in head} - set(fresh)
-    if len(owners) > 1:
-        raise RecipeError(
-            f"{path}: more than the last layer has another shape ({', '.join(sorted(owners))}); "
-            f"these weights are another variant's"
-        )
-    head += [key for key in own if key.rpartition(".")[0] in fresh]
-    load_into(model, {**state, **{key: own[key] for key in head}}, str(path))
-
-
 def _transfer(
-    model: nn.Module,
-    task: Task,
-    config: TrainConfig,
-    settings: TransferSettings,
-    folder: Path,
-    report: Report,
-    identity: Mapping[str, Any],
-    progress: Progress,
-    say: Callable[[str], None],
+    model: nn.Module, task: Task, settings: TransferSettings, run: Run, job: Job
 ) -> list[dict[str, Any]]:
     """The head on frozen features, then the net from the chosen layer on."""
     if not isinstance(task, ClassificationTask):
-        raise RecipeError("train.transfer: is for classifiers")
+        raise RecipeError(f"{job.where}.transfer: is for classifiers")
     head = head_of(model, settings.head_layers)
     freeze_up_to(model, settings.freeze, head)
-    say(f"the head {', '.join(head)}, on frozen features")
+    job.say(f"the head {', '.join(head)}, on frozen features")
+    first = replace(run, folder=run.folder / "head")
     if settings.cached:
         tail = tail_of(model, head)
-        features = FeatureTask(
-            task,
-            model,
-            tail,
-            settings.views,
-            config.seed,
-            lambda done, total: progress("features", done, total),
-        )
-        log = train(tail, features, config, folder / "head", report, identity)
+        seen = job.titled("features")
+        features = FeatureTask(task, model, tail, settings.views, run.config.seed, seen)
+        log = first.train(tail, features)
     else:
-        log = train(model, task, config, folder / "head", report, identity)
+        log = first.train(model, task)
     if not settings.epochs:
         return log
     unfreeze_from(model, settings.unfreeze_from)
     tuning = replace(
-        config,
+        run.config,
         epochs=settings.epochs,
-        lr=settings.lr or config.lr / 10,
+        lr=settings.lr or run.config.lr / 10,
         finish_epochs=0,
         norms="frozen",
     )
-    say(f"fine-tuning from {settings.unfreeze_from} at {tuning.lr:g}")
-    return log + train(model, task, tuning, folder / "tune", report, identity)
+    job.say(f"fine-tuning from {settings.unfreeze_from} at {tuning.lr:g}")
+    return log + replace(run, config=tuning, folder=run.folder / "tune").train(model, task)
 
 
 def _store(
@@ -345,19 +294,21 @@ def _find_rate(
     return RateResult(picture, test.proposed)
 
 
-def _reporter(progress: Progress, say: Callable[[str], None]) -> Report:
+def _reporter(job: Job) -> Report:
     def report(record: dict[str, Any]) -> None:
         if "step" in record:
             steps, epoch = record["steps"], record["epoch"]
             done, total = (epoch - 1) * steps + record["step"], record["epochs"] * steps
-            progress("training", done, total)
+            job.progress("training", done, total)
             return
         scores = ", ".join(
             f"{key} {value:.2%}" if 0 <= value <= 1 else f"{key} {value:g}"
             for key, value in record.items()
             if key not in ("epoch", "loss", "seconds")
         )
-        say(f"epoch {record['epoch']}: loss {record['loss']}, {scores}, {record['seconds']:.0f} s")
+        job.say(
+            f"epoch {record['epoch']}: loss {record['loss']}, {scores}, {record['seconds']:.0f} s"
+        )
 
     return report
 

@@ -30,6 +30,7 @@ from edgecv.measure.compare import (
     fp16_max_rel,
     int8_layer_min_sqnr,
     int8_min_sqnr,
+    layer_count,
     worst,
 )
 from edgecv.measure.layers import Divergence, LayerError, first_divergence, rank_layers
@@ -290,10 +291,7 @@ def _fp16_bound(model: Model) -> float:
 
 
 def _layer_count(model: Model) -> int:
-    """Layers with weights: each rounds, or quantizes, once."""
-    nodes = read_graph(model.runtime.path).nodes
-    kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul")
-    return max(1, sum(node.op in kinds for node in nodes))
+    return layer_count(read_graph(model.runtime.path).operators)
 
 
 def _drop(

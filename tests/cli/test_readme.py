@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def reader(tmp_path_factory, assets):
     lines = (assets / "imagenet" / "classes.txt").read_text().splitlines()
     names = [re.sub(r"^(n\d{8})[\s,]+", "\\1\t", line) for line in lines]
     (folder / "mine.txt").write_text("\n".join(names) + "\n")
+    with zipfile.ZipFile(assets / "cifar10_test.zip") as archive:  # photos: a folder per class
+        for kind in ("cat", "ship"):
+            for name in [n for n in archive.namelist() if f"/{kind}/" in n and "." in n][:12]:
+                path = folder / "photos" / kind / Path(name).name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(name))
     return folder
 
 
@@ -76,6 +83,12 @@ def test_your_own_checkpoint_then_int8(reader):
     assert (reader / "mobilenetv2-fp16.onnx").is_file()
     out = run(shell_block("int8"), reader)
     assert "52 QLinearConv" in out
+
+
+def test_training_from_a_folder(reader):
+    out = run(shell_block("train"), reader)
+    assert (reader / "sheet.png").is_file()
+    assert len(re.findall(r"^photos/.*: (cat|ship) ", out, re.M)) == 24
 
 
 def test_other_peoples_models(reader):

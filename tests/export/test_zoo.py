@@ -20,6 +20,7 @@ from edgecv.models.seeded import fill_by_name
 from edgecv.workflows.models import layers_of
 
 BLOCKS = {"Conv", "Gemm", "Flatten", "GlobalAveragePool"}
+MOBILE = {"Relu", "Clip", "Add", "Resize"}
 YOLOX = {"Slice", "Concat", "Sigmoid", "Mul", "Add", "MaxPool", "Resize", "Reshape", "Transpose"}
 BOX = {"Clip", "Add", "Sigmoid", "Div", "Mul", "Sub", "Concat", "Slice", "Reshape", "Unsqueeze"}
 BEST = {"Softmax", "TopK", "Cast"}
@@ -38,6 +39,8 @@ SLOW = [
     ("efficientnet_b0", {"num_classes": 3}, 3, 64, {"Sigmoid", "Mul", "Add"}),
     ("unet_mobilenet_v2", {"width": 0.35}, 3, 32, {"Relu", "Clip", "Add", "Resize", "Concat"}),
     ("yolox_nano", {"num_classes": 3}, 3, 64, YOLOX),
+    ("yolo_mobilenet_v2", {"num_classes": 3, "strides": [16], "width": 0.35}, 3, 64, MOBILE),
+    ("yolo_grid_mobilenet_v2", {"width": 0.35}, 3, 64, MOBILE | {"Sigmoid", "Transpose"}),
     ("localizer", {"num_classes": 3}, 3, 64, BOX | BEST),
 ]
 
@@ -187,7 +190,8 @@ def test_localizer_answers_in_pixels_of_the_input():
     net = fill_by_name(models.create("localizer", 3, trunk="mobilenet_v3_small")).eval()
     x = torch.randn((2, 3, 32, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        out, (box, logits) = net(x), net.training_outputs(x)
+        out, features = net(x), net.trunk(x)
+        box, logits = net.box(features).sigmoid(), net.classes(features)
     assert out.shape == (2, 1, 6)
     centres = (out[:, 0, :2] + out[:, 0, 2:4]) / 2
     torch.testing.assert_close(centres, box[:, :2] * torch.tensor([64.0, 32.0]))

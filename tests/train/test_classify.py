@@ -19,7 +19,8 @@ from edgecv.train.batchnorm import is_folded
 from edgecv.train.data import load_pictures, split
 from edgecv.train.settings import TrainConfig, typed
 from edgecv.train.transfer import freeze_up_to, head_of, tail_of, unfreeze_from
-from edgecv.workflows.train import RateResult, read_table, start_from, train_recipe
+from edgecv.workflows.startweights import start_from
+from edgecv.workflows.train import RateResult, read_table, train_recipe
 
 PREPARATION = Preparation(16, 16, mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -1,0 +1,226 @@
+"""Learning to segment: a class for every pixel, scored as the exported file is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, one_hot
+
+from edgecv.errors import InputError, RecipeError
+from edgecv.evaluate.segmentation import (
+    IGNORED,
+    LabelledMasks,
+    confusion,
+    mean_iou,
+    read_mask,
+    read_masks,
+)
+from edgecv.preprocess import fit_pixels
+from edgecv.results import Placement, Result, Segmentation
+from edgecv.spec import ModelSpec, Preparation
+from edgecv.train.boxes import divide
+from edgecv.train.fitted import FittedPictures, Kept
+from edgecv.train.job import Job, Prepared
+from edgecv.train.pixels import normalize
+from edgecv.train.scoring import answers, contract
+from edgecv.train.settings import at_least, one_of
+from edgecv.train.task import Batch
+from edgecv.train.vary import Variation, color_settings
+from edgecv.train.views import ViewSettings
+
+SMALL = 1e-6
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """A recipe's [train.segment] table: what the terms of the loss weigh."""
+
+    cross_entropy: float = 1.0
+    dice: float = 1.0
+    class_weights: str = "none"  # or balanced: a pixel counts by the inverse of its class's share
+
+    def __post_init__(self) -> None:
+        at_least("cross_entropy", self.cross_entropy, 0)
+        at_least("dice", self.dice, 0)
+        one_of("class_weights", self.class_weights, ("none", "balanced"))
+        if not self.cross_entropy and not self.dice:
+            raise RecipeError("cross_entropy: it and dice are both 0: there is no loss")
+
+
+class MaskData:
+    """Pictures and masks in the input's size; ``truth`` has the masks as they are labelled."""
+
+    def __init__(self, labelled: LabelledMasks, job: Job, title: str) -> None:
+        self.pictures = FittedPictures(
+            labelled.pictures,
+            job.preparation,
+            job.titled(f"reading {title}"),
+            skip_broken=job.files.skip_broken,
+        )
+        for text in self.pictures.skipped:
+            job.say(f"left out: {text}")
+        masks = tuple(labelled.masks[i] for i in self.pictures.kept)
+        self.truth = LabelledMasks(self.pictures.paths, masks, labelled.classes)
+        self.counts = np.zeros(256, np.int64)  # pixels of each class
+        self._kept = Kept()
+        for i in range(len(masks)):
+            mask = self._fit(i)
+            self.counts += np.bincount(mask.ravel(), minlength=256)
+            self._kept.add(mask)
+
+    def masks(self, index: Tensor) -> Tensor:
+        """uint8 ``[n, H, W]``; :data:`IGNORED` are pixels that do not count."""
+        return self._kept.take(index, self._fit)
+
+    def original(self, i: int) -> NDArray[np.int64]:
+        """The mask of picture i in its own size; -1 are pixels that do not count."""
+        placement = self.pictures.placements[i]
+        size = placement.width, placement.height
+        return read_mask(self.truth.masks[i], size, self.truth.classes)
+
+    def _fit(self, i: int) -> NDArray[np.uint8]:
+        return fit_mask(self.original(i), self.pictures.preparation, self.pictures.placements[i])
+
+
+def fit_mask(
+    mask: NDArray[np.int64], preparation: Preparation, placement: Placement
+) -> NDArray[np.uint8]:
+    """A mask ``[h, w]`` (-1: not counted) as :func:`fit_pixels` places its picture, by the nearest
+    pixel; what is padded does not count."""
+    picture = Image.fromarray(np.where(mask < 0, IGNORED, mask).astype(np.uint8)).convert("RGB")
+    nearest = replace(preparation, interpolation="pillow-nearest", pad_value=IGNORED, color="rgb")
+    nearest = replace(nearest, mean=(0.0,) * 3, std=(1.0,) * 3)
+    fitted, where = fit_pixels(picture, nearest)
+    assert where == placement
+    return np.ascontiguousarray(fitted[:, :, 0])
+
+
+class SegmentationTask:
+    """See :class:`edgecv.train.task.Task`. The net gives logits ``[N, C, h, w]``."""
+
+    metric = "miou"
+
+    def __init__(
+        self,
+        data: MaskData,
+        held_out: MaskData,
+        spec: ModelSpec,
+        variation: Variation,
+        settings: SegmentSettings,
+    ) -> None:
+        self.data, self.held_out, self.spec = data, held_out, spec
+        self.variation, self.settings = variation, settings
+        counts = torch.from_numpy(data.counts[: len(spec.labels)]).double()
+        balanced = counts.sum() / (len(counts) * counts.clamp_min(1))
+        weighted = settings.class_weights == "balanced"
+        self.weights = (balanced if weighted else torch.ones_like(balanced)).float()
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(len(self.data.pictures), generator=generator)
+
+    def plain(self, index: Tensor) -> Tensor:
+        return normalize(self.data.pictures.pixels(index), self.spec.preparation)
+
+    def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
+        inputs, views = self.variation(index, generator)
+        masks = views.part(part).masks(self.data.masks(index[part]).long(), IGNORED)
+        return Batch(inputs[part], masks, len(masks) / len(index))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy and Dice, each of every picture, and the mean over the pictures."""
+        if outputs.ndim != 4:
+            raise RecipeError(
+                f"a net that is trained to segment gives logits [N, C, h, w], this one "
+                f"{list(outputs.shape)}"
+            )
+        if outputs.shape[2:] != targets.shape[1:]:
+            size = list(targets.shape[1:])
+            outputs = interpolate(outputs, size, mode="bilinear", align_corners=False)
+        if outputs.shape[1] == 1:  # one logit a pixel: that of the second class by the first
+            outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
+        known = targets != IGNORED
+        classes = torch.where(known, targets, 0)
+        settings, loss = self.settings, outputs.new_zeros(())
+        if settings.cross_entropy:
+            weights = self.weights.to(outputs.device)
+            each = cross_entropy(outputs, classes, weights, reduction="none") * known
+            weight = (weights[classes] * known).sum((1, 2)).clamp_min(SMALL)
+            loss = loss + settings.cross_entropy * (each.sum((1, 2)) / weight).mean()
+        if settings.dice:
+            loss = loss + settings.dice * dice_loss(outputs, classes, known).mean()
+        return loss
+
+    def results(self, batch: Batch) -> list[Result]:
+        """The masks; pixels that do not count as class 0."""
+        masks = batch.targets.where(batch.targets != IGNORED, 0).numpy()
+        return [Segmentation(mask, self.spec.labels) for mask in masks]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """``miou`` and ``accuracy``, 0 to 1, of the held-out pictures in their own sizes."""
+        labels = self.spec.labels
+        table = np.zeros((len(labels), len(labels)), np.int64)
+        for i, (result, _) in enumerate(answers(model, self.spec, self.held_out.pictures)):
+            assert isinstance(result, Segmentation)
+            table += confusion(self.held_out.original(i), result.mask, len(labels))
+        miou, _ = mean_iou(table, labels)
+        return {"miou": miou, "accuracy": float(np.trace(table) / table.sum())}
+
+
+def dice_loss(logits: Tensor, classes: Tensor, known: Tensor) -> Tensor:
+    """``1 - Dice`` ``[N]``, the mean over the classes that a picture has.
+
+    Milletari et al., "V-Net", arXiv:1606.04797: ``2 sum(p g) / (sum(p^2) + sum(g^2))`` of the
+    probabilities p and the truth g of a class, over the pixels that are ``known``. Logits are
+    ``[N, C, H, W]``, ``classes`` and ``known`` ``[N, H, W]``.
+    """
+    p = logits.softmax(1) * known[:, None]
+    g = one_hot(classes, logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
+    both = (p * g).sum((2, 3))
+    dice = 2 * both / (p.square().sum((2, 3)) + g.sum((2, 3))).clamp_min(SMALL)
+    present = g.sum((2, 3)) > 0
+    return ((1 - dice) * present).sum(1) / present.sum(1).clamp_min(1)
+
+
+def prepare(job: Job) -> Prepared:
+    """Read pictures and masks: folders as :func:`edgecv.evaluate.segmentation.read_masks` has
+    them, the values mapped to the labels by the file ``classes``."""
+    views = job.flat(ViewSettings)
+    colors = color_settings(job)
+    settings = job.table("segment", SegmentSettings)
+    job.done()
+    if job.decoding.kind == "probabilities":
+        raise RecipeError(
+            f"{job.where}: a net to be trained gives logits, and this one's contract says "
+            f"probabilities; put the softmax or sigmoid behind it for the export only"
+        )
+    spec = contract(job.where, "segment", job.preparation, job.decoding, job.labels)
+    classes = job.file(views.classes) if views.classes else None
+
+    def masks(path: Path) -> LabelledMasks:
+        return read_masks(path, len(job.labels), classes)
+
+    source = job.path(job.files.data)
+    first, second = masks(source), None
+    if not job.files.held_out:
+        parts = divide(list(zip(first.pictures, first.masks, strict=True)), job)
+        first, second = (
+            LabelledMasks(tuple(p for p, _ in part), tuple(m for _, m in part), first.classes)
+            for part in parts
+        )
+    elif job.path(job.files.held_out).resolve() != source.resolve():
+        second = masks(job.path(job.files.held_out))
+    data = MaskData(first, job, "data")
+    absent = [name for i, name in enumerate(job.labels) if not data.counts[i]]
+    if len(absent) == len(job.labels):
+        raise InputError(f"{source}: none of its masks has a pixel that counts")
+    if absent:
+        job.say(f"WARNING: no pixel of {', '.join(absent)} in the masks to learn from")
+    held_out = data if second is None else MaskData(second, job, "held_out")
+    variation = Variation(data.pictures, views, colors)
+    return Prepared(SegmentationTask(data, held_out, spec, variation, settings), job.labels)

@@ -1,0 +1,49 @@
+"""Batches for tasks whose answers are places: views of the pictures, in varied colours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgecv.errors import RecipeError
+from edgecv.train.augment import Augmenter, AugmentSettings
+from edgecv.train.fitted import FittedPictures
+from edgecv.train.job import Job
+from edgecv.train.views import Views, ViewSettings
+
+COLORS: tuple[str, ...] = ("probability", "brightness", "contrast", "saturation", "hue", "pca")
+COLORS += ("solarize", "solarize_from")
+SEEN = 200  # pictures from which the colours' statistics are taken
+
+
+class Variation:
+    """What is drawn for a batch: a view of each picture, then its colours."""
+
+    def __init__(
+        self, pictures: FittedPictures, settings: ViewSettings, augment: AugmentSettings
+    ) -> None:
+        self.pictures, self.settings = pictures, settings
+        every = torch.arange(len(pictures))
+        sample = pictures.pixels(every[:: -(-len(every) // SEEN)])
+        self.augmenter = Augmenter.of(augment, sample)
+
+    def __call__(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Views]:
+        """The net's inputs ``[n, C, H, W]`` for the pictures ``index`` ``[n]``, and their views."""
+        p = self.pictures.preparation
+        views = Views.draw(len(index), p.height, p.width, self.settings, generator)
+        pixels = views.pixels(self.pictures.pixels(index), p.pad_value)
+        return self.augmenter.inputs(pixels, index, generator, p)[0], views
+
+
+def color_settings(job: Job) -> AugmentSettings:
+    """The job's [train.augment]: only what leaves everything in its place."""
+    settings = job.table("augment", AugmentSettings)
+    plain = AugmentSettings()
+    for key, value in vars(settings).items():
+        if key not in COLORS and value != getattr(plain, key):
+            raise RecipeError(
+                f"{job.where}.augment.{key}: moves or mixes pictures, and the places in them would "
+                f"be wrong; boxes, masks and points follow flip, zoom and shift of [train]; here "
+                f"are {', '.join(COLORS)}"
+            )
+    return settings
