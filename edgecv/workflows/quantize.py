@@ -270,10 +270,10 @@ def _learner(
         ) from error
     settings = Settings(steps=steps, crop=CUT if _takes_any_size(ready) else 1.0, seed=seed)
 
-    loss = divergence if parent.decoding.kind == "logits" else relative_noise
+    judge = divergence if parent.decoding.kind == "logits" else relative_noise
 
     def learned(done: Quantized) -> Quantized:
-        tuned = tune(done.model, ready.model, policy, batches, settings, loss, progress)
+        tuned = tune(done.model, ready.model, policy, batches, settings, judge, progress)
         about = {"steps": steps, **tuned.to_dict()}
         if not tuned.gained:
             warn(
@@ -418,8 +418,9 @@ def summary(result: QuantizeResult) -> dict[str, str]:
         )
     if (learned := spec.quantization["learned"]) is not None:
         pairs["learned"] = (
-            f"{learned['steps']} steps, loss {learned['loss_before']:.3g} to "
-            f"{learned['loss_after']:.3g} on {learned['held_out']} calibration pictures left out"
+            f"{learned['steps']} steps, {learned['loss_before']:.3g} to "
+            f"{learned['loss_after']:.3g} off the parent on {learned['held_out']} calibration "
+            f"pictures left out"
         ) + ("" if learned["taken"] else ": not taken")
     for one in spec.quantization["tries"]:
         pairs[f"limit {one['limit']:.2g}"] = (
