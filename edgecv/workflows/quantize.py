@@ -89,7 +89,9 @@ def quantize(
     ``keep_float`` names nodes that stay in float; with ``pixels`` the file takes uint8 pixels
     ``[N, H, W, C]``. ``html`` is a page with the proof. ``learn`` steps of gradient descent, on
     the pictures that calibrate and towards the parent's answers, move scales, biases and weights
-    (needs torch, and about half a second a step for MobileNetV2 on one core).
+    (needs torch, and about half a second a step for MobileNetV2 on one core). It brings outputs
+    closer, not always answers (``benchmarks/README.md``): compare the proof with the file's that
+    has not learned.
 
     Raises :class:`~edgecv.errors.CheckFailed` where the file drops more than ``max_drop`` all the
     same, or is not faster than its parent on the target at hand, unless ``force``; nothing is

@@ -84,8 +84,8 @@ def relative_noise(parents: dict[str, Tensor], ours: dict[str, Tensor]) -> Tenso
 def divergence(parents: dict[str, Tensor], ours: dict[str, Tensor]) -> Tensor:
     """How far our answers are from the parent's: Kullback-Leibler, of the softmax of logits.
 
-    It is what judges a classifier: a symmetric MobileNetV2 once gained 1.4 dB of its logits and
-    lost 9 of 400 equal answers. As a loss it is too noisy to learn from: MobileNetV2's lost 0.3 dB.
+    It judges a classifier, whose logits may come closer while its answers do not. As a loss it is
+    too noisy to learn from: MobileNetV2 lost 0.3 dB by it.
     """
     parts = []
     for name, wanted in parents.items():
