@@ -58,10 +58,10 @@ def ours(target: str, learn: int = 0) -> Maker:
         batches = lambda: (picture[None] + shift for picture in pictures)  # noqa: E731
         integers = Quantizer(ready, policy, batches).quantize().model
         if learn:
-            from edgecv.quantize.gradients.tune import Settings, tune
+            from edgecv.quantize.gradients.tune import Settings, divergence, tune
 
             settings = Settings(steps=learn, crop=CUT)
-            integers = tune(integers, ready.model, policy, batches, settings).model
+            integers = tune(integers, ready.model, policy, batches, settings, divergence).model
         data: bytes = ir.to_proto(integers).SerializeToString(deterministic=True)
         return data, shift
 

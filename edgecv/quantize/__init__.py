@@ -7,6 +7,7 @@ The path of a file through this package::
     place      put QuantizeLinear and DequantizeLinear where the target's runtime fuses them
     correct    give each channel back the mean that quantization took from it
     sensitivity  the error that each layer brings; which to put back to float
+    gradients  learn scales, biases and weights (torch; nothing else here imports it)
 
 Everything works on an onnx-ir model and a callable that yields batches; pictures, contracts and
 proof belong to :mod:`edgecv.workflows.quantize`.

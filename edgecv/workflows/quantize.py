@@ -89,7 +89,9 @@ def quantize(
     ``keep_float`` names nodes that stay in float; with ``pixels`` the file takes uint8 pixels
     ``[N, H, W, C]``. ``html`` is a page with the proof. ``learn`` steps of gradient descent, on
     the pictures that calibrate and towards the parent's answers, move scales, biases and weights
-    (needs torch, and about half a second a step for MobileNetV2 on one core).
+    (needs torch, and about half a second a step for MobileNetV2 on one core). It brings outputs
+    closer, not always answers (``benchmarks/README.md``): compare the proof with the file's that
+    has not learned.
 
     Raises :class:`~edgecv.errors.CheckFailed` where the file drops more than ``max_drop`` all the
     same, or is not faster than its parent on the target at hand, unless ``force``; nothing is
@@ -113,7 +115,9 @@ def quantize(
         batches,
         keep_float=keep_float,
         search=_search(parent, ready, drawn),
-        finish=_learner(ready, policy, batches, learn, seed, progress, warn) if learn else None,
+        finish=_learner(parent, ready, policy, batches, learn, seed, progress, warn)
+        if learn
+        else None,
         progress=progress,
     )
     path = Path(output) if output is not None else _name(parent, policy)
@@ -247,6 +251,7 @@ def _batches(ready: Prepared, pictures: Sequence[Picture], size: int | str) -> B
 
 
 def _learner(
+    parent: ModelSpec,
     ready: Prepared,
     policy: Policy,
     batches: Batches,
@@ -259,7 +264,7 @@ def _learner(
     if steps < 1:
         raise InputError(f"learn: expected a number of steps, got {steps}")
     try:
-        from edgecv.quantize.gradients.tune import Settings, tune
+        from edgecv.quantize.gradients.tune import Settings, divergence, relative_noise, tune
     except ImportError as error:
         raise InputError(
             f"learn: needs torch, which does not import ({error}); pip install 'edgecv[train]', or "
@@ -267,8 +272,10 @@ def _learner(
         ) from error
     settings = Settings(steps=steps, crop=CUT if _takes_any_size(ready) else 1.0, seed=seed)
 
+    judge = divergence if parent.decoding.kind == "logits" else relative_noise
+
     def learned(done: Quantized) -> Quantized:
-        tuned = tune(done.model, ready.model, policy, batches, settings, progress=progress)
+        tuned = tune(done.model, ready.model, policy, batches, settings, judge, progress)
         about = {"steps": steps, **tuned.to_dict()}
         if not tuned.gained:
             warn(
@@ -412,13 +419,11 @@ def summary(result: QuantizeResult) -> dict[str, str]:
             f"to {back['error_after']:.3g}"
         )
     if (learned := spec.quantization["learned"]) is not None:
-        before, after = (
-            -10 * np.log10(max(learned[key], 1e-20)) for key in ("noise_before", "noise_after")
-        )
         pairs["learned"] = (
-            f"{learned['steps']} steps, {before:.1f} to {after:.1f} dB on {learned['held_out']} "
-            f"calibration pictures left out" + ("" if learned["taken"] else ": not taken")
-        )
+            f"{learned['steps']} steps, {learned['loss_before']:.3g} to "
+            f"{learned['loss_after']:.3g} off the parent on {learned['held_out']} calibration "
+            f"pictures left out"
+        ) + ("" if learned["taken"] else ": not taken")
     for one in spec.quantization["tries"]:
         pairs[f"limit {one['limit']:.2g}"] = (
             f"{one['nodes']} nodes in float, {one['points']:.2f} points of {one['metric']} on "

@@ -396,7 +396,7 @@ def test_learning_from_the_calibration_pictures(plain, pictures, tmp_path):
     assert without.spec.quantization["learned"] is None
     assert about["steps"] == 20
     assert about["held_out"] == round(learned.calibrated_on / 5)
-    assert about["taken"] == (about["noise_after"] < about["noise_before"])
+    assert about["taken"] == (about["loss_after"] < about["loss_before"])
     assert about["taken"] != any("gained nothing" in text for text in warnings)
     before, after = (onnx.load(done.path).graph for done in (without, learned))
     assert before.node == after.node
