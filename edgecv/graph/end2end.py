@@ -205,13 +205,50 @@ def _yolox(builder: _Builder, outputs: Outputs) -> Pair:
 
 def _anchors(builder: _Builder, outputs: Outputs) -> Pair:
     if not builder.options["decoded"]:
-        raise ExportError(
-            f"{builder.spec.name}: NMS is appended to the decoded output [N, n, 5 + C]; export the "
-            f"net with its decoding (YOLOv7: --grid)"
-        )
+        return _anchor_maps(builder, outputs)
     raw = _only(builder, outputs)
     boxes = builder.corners(builder.slice(raw, 0, 2), builder.slice(raw, 2, 4))
     return boxes, _with_objectness(builder, raw)
+
+
+def _anchor_maps(builder: _Builder, outputs: Outputs) -> Pair:
+    """Raw maps ``[N, A * (5 + C), H, W]``, one a stride: what the NumPy decoder does with them."""
+    options = builder.options
+    if options["layout"] != "channels-first" or options["activated"]:
+        raise ExportError(
+            f"{builder.spec.name}: NMS is appended to maps [N, A * (5 + C), H, W] that have been "
+            f"through no sigmoid, or to the decoded output [N, n, 5 + C]; export the net with its "
+            f"decoding (YOLOv7: --grid)"
+        )
+    builder.cells()  # refuses an open size
+    channels, rule = 5 + len(builder.spec.labels), options["rule"]
+    parts, places, strides, sizes = [], [], [], []
+    for value, stride, anchors in zip(outputs, options["strides"], options["anchors"], strict=True):
+        x, y, scale = grid(builder.height, builder.width, (int(stride),))
+        view = builder.ints(0, len(anchors), channels, len(x))
+        rows = builder.op("Transpose", builder.op("Reshape", value, view), perm=[0, 1, 3, 2])
+        parts.append(builder.op("Reshape", rows, builder.ints(0, -1, channels)))
+        places += [np.stack([x, y], axis=1)] * len(anchors)
+        strides += [scale] * len(anchors)
+        sizes += [np.tile(np.float32(anchor), (len(x), 1)) for anchor in anchors]
+    raw = builder.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
+    place, size = np.concatenate(places)[None], builder.constant(np.concatenate(sizes)[None])
+    center, shape = builder.op("Sigmoid", builder.slice(raw, 0, 2)), builder.slice(raw, 2, 4)
+    if rule == "v5":
+        center = builder.op("Mul", center, builder.constant(2.0))
+        place = place - np.float32(0.5)
+        shape = builder.op("Mul", builder.op("Sigmoid", shape), builder.constant(2.0))
+        shape = builder.op("Mul", shape, shape)
+    else:
+        shape = builder.op("Exp", shape)
+    center = builder.op("Add", center, builder.constant(place))
+    center = builder.op("Mul", center, builder.constant(np.concatenate(strides)[None, :, None]))
+    boxes = builder.corners(center, builder.op("Mul", shape, size))
+    logits = builder.slice(raw, 5, channels)
+    classes = (
+        builder.op("Softmax", logits, axis=-1) if rule == "v2" else builder.op("Sigmoid", logits)
+    )
+    return boxes, builder.op("Mul", classes, builder.op("Sigmoid", builder.slice(raw, 4, 5)))
 
 
 def _anchor_free(builder: _Builder, outputs: Outputs) -> Pair:

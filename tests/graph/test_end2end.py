@@ -121,6 +121,52 @@ def test_the_graph_finds_what_numpy_finds(tmp_path, case):
         np.testing.assert_allclose(a.boxes, b.boxes, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("rule", ["v2", "v3", "v5"])
+def test_raw_maps_of_anchors_are_decoded_in_the_graph(tmp_path, rule):
+    strides, anchors = [8, 16], [[[10, 8], [16, 20]], [[24, 30], [40, 28]]]
+    options = {"decoded": False, "activated": False, "layout": "channels-first", "rule": rule}
+    options |= {"strides": strides, "anchors": anchors}
+    names = [f"map{stride}" for stride in strides]
+    rng = np.random.default_rng(2)
+    maps = {
+        name: rng.normal(0, 1.5, (BATCH, 2 * (5 + CLASSES), SIZE // s, SIZE // s)).astype("f")
+        for name, s in zip(names, strides, strict=True)
+    }
+    outputs = tuple(TensorSpec(name, value.shape) for name, value in maps.items())
+    blank = contract("yolo-anchors", [1], options)
+    spec = replace(blank, outputs=outputs)
+    nodes = [
+        helper.make_node("ReduceMin", ["input"], ["least"], keepdims=0),
+        helper.make_node("Mul", ["least", "zero"], ["nothing"]),
+        *(helper.make_node("Add", [f"{name}_value", "nothing"], [name]) for name in names),
+    ]
+    tensors = [helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])]
+    tensors += [
+        helper.make_tensor(f"{name}_value", TensorProto.FLOAT, value.shape, value.ravel())
+        for name, value in maps.items()
+    ]
+    infos = [helper.make_tensor_value_info(t.name, TensorProto.FLOAT, t.shape) for t in outputs]
+    source = helper.make_tensor_value_info("input", TensorProto.FLOAT, spec.inputs[0].shape)
+    graph = helper.make_graph(nodes, "tiny", [source], infos, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    data, changed = with_nms(model.SerializeToString(), spec)
+    write_spec(data, changed, tmp_path / "a.onnx")
+    placements = [Placement(128, 96, 0.5, 0.6, 3.0, 2.0, SIZE, SIZE)] * BATCH
+    expected = decode(maps, spec, placements)
+    with Model(changed, open_backend("onnxruntime", tmp_path / "a.onnx")) as opened:
+        found = opened.decode(
+            opened.infer(np.zeros((BATCH, 3, SIZE, SIZE), np.float32)), placements
+        )
+    assert sum(map(len, expected)) > 10
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(a.classes, b.classes)
+        np.testing.assert_allclose(a.scores, b.scores, rtol=1e-6)  # as above
+        np.testing.assert_allclose(a.boxes, b.boxes, rtol=1e-5, atol=1e-3)
+    wrong = replace(spec, decoding=Decoding("yolo-anchors", COMMON | options | {"activated": True}))
+    with pytest.raises(ExportError, match="through no sigmoid"):
+        with_nms(model.SerializeToString(), wrong)
+
+
 def test_nothing_found_is_no_detection(tmp_path):
     spec = contract(*CASES["v8"])
     raw = np.zeros((BATCH, 4 + CLASSES, 200), np.float32)
