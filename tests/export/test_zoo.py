@@ -59,7 +59,8 @@ def test_exports_with_the_nodes_it_needs_and_equal_answers(name, options, channe
     data = to_bytes(graph)
     x = np.random.default_rng(5).standard_normal((3, channels, size, size)).astype(np.float32)
     with torch.inference_mode():
-        expected = model(torch.from_numpy(x)).numpy()
+        given = model(torch.from_numpy(x))
+    expected = (given[0] if isinstance(given, tuple) else given).numpy()  # one map a stride
     bound = FP32_MAX_REL * np.abs(expected).max()
     (got,) = onnxruntime.InferenceSession(data).run(None, {"input": x})
     assert np.abs(got - expected).max() <= bound
