@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from edgecv.files import atomic_write
 
 NOT_CURVES = ("epoch", "seconds")
+REDRAWN = 10.0  # seconds between two pictures of the curves: each takes half of one
 
 
 class Journal:
@@ -19,22 +21,32 @@ class Journal:
     def __init__(self, folder: Path, log: Sequence[Mapping[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
+        self.folder, self.drawn, self.stale = folder, -REDRAWN, False
+        self.log: Sequence[Mapping[str, Any]] = log
         # what a killed run wrote after its last checkpoint is dropped
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(log) + 1)
 
     def write(self, log: Sequence[Mapping[str, Any]]) -> None:
-        """Bring all three up to ``log``, whose last record is new."""
+        """Bring all three up to ``log``, whose last record is new; the curves now and then."""
         with atomic_write(self.folder / "log.jsonl") as file:
             file.write("".join(json.dumps(record) + "\n" for record in log).encode())
         for key, value in log[-1].items():
             if key not in NOT_CURVES:
                 self.board.add_scalar(key, value, log[-1]["epoch"])
         self.board.flush()
-        draw_curves(self.folder / "curves.png", log)
+        self.log, self.stale = log, True
+        if time.monotonic() - self.drawn > REDRAWN:
+            self._draw()
 
     def close(self) -> None:
+        """The last picture; after an error too."""
+        if self.stale:
+            self._draw()
         self.board.close()
+
+    def _draw(self) -> None:
+        draw_curves(self.folder / "curves.png", self.log)
+        self.drawn, self.stale = time.monotonic(), False
 
 
 def draw_curves(path: Path, log: Sequence[Mapping[str, Any]]) -> None:
