@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +15,10 @@ from edgecv.evaluate.coco import LabelledPicture
 from edgecv.evaluate.coco_json import read_coco
 from edgecv.evaluate.yolo_labels import read_yolo, yolo_names, yolo_splits
 from edgecv.results import Placement
-from edgecv.train.fitted import FittedPictures
+from edgecv.train.fitted import FittedPictures, fit_pictures
 from edgecv.train.job import Job
+from edgecv.train.parts import two_parts
 from edgecv.train.views import ViewSettings
-
-T = TypeVar("T")
 
 VISIBLE = 0.25  # the share of an object that must be left inside for it to be looked for
 
@@ -48,9 +46,9 @@ def read_boxes(job: Job, settings: ViewSettings) -> tuple[BoxData, BoxData, tupl
     such splits, and without ``held_out``, a part of the pictures is held out by seed.
     """
     source = job.path(job.files.data)
-    splits = yolo_splits(source) if source.suffix.lower() != ".json" else ()
-    names = () if job.fixed_labels or source.suffix.lower() == ".json" else yolo_names(source)
-    labels = names or job.labels
+    coco = source.suffix.lower() == ".json"
+    splits = () if coco else yolo_splits(source)
+    labels = (() if job.fixed_labels or coco else yolo_names(source)) or job.labels
     classes = job.file(settings.classes) if settings.classes else None
 
     def labelled(path: Path, split: str | None) -> list[LabelledPicture]:
@@ -58,18 +56,14 @@ def read_boxes(job: Job, settings: ViewSettings) -> tuple[BoxData, BoxData, tupl
             return read_coco(path, labels, classes)
         return read_yolo(path, labels, split, classes)
 
-    first = labelled(source, "train" if "train" in splits else None)
-    second: list[LabelledPicture] | None = None
-    if job.files.held_out:
-        held = job.path(job.files.held_out)
-        if held.resolve() != source.resolve():
-            second = labelled(held, None)
-        elif "train" in splits and "val" in splits:
-            second = labelled(held, "val")
-    elif "train" in splits and "val" in splits:
-        second = labelled(source, "val")
+    learned = "train" if "train" in splits else None
+    elsewhere = job.files.held_out and job.path(job.files.held_out).resolve() != source.resolve()
+    first: Sequence[LabelledPicture]
+    second: Sequence[LabelledPicture] | None
+    if learned and "val" in splits and not elsewhere:
+        first, second = labelled(source, learned), labelled(source, "val")
     else:
-        first, second = divide(first, job)
+        first, second = two_parts(job, lambda p: labelled(p, learned if p == source else None))
     data = fit(first, job, "data")
     if not data.objects:
         raise InputError(f"{source}: none of its {len(first)} pictures has an object to learn from")
@@ -77,31 +71,9 @@ def read_boxes(job: Job, settings: ViewSettings) -> tuple[BoxData, BoxData, tupl
     return data, data if second is None else fit(second, job, "held_out"), labels
 
 
-def divide(pictures: Sequence[T], job: Job) -> tuple[list[T], list[T]]:
-    """Two parts by the job's seed, its ``split`` of the pictures in the second."""
-    if len(pictures) < 2:
-        raise InputError(
-            f"{job.folder}: one picture cannot be both learned from and held out; name held_out"
-        )
-    order = np.random.default_rng(job.seed).permutation(len(pictures))
-    count = min(max(1, round(job.files.split * len(pictures))), len(pictures) - 1)
-    held = set(order[:count].tolist())
-    parts: tuple[list[T], list[T]] = ([], [])
-    for i, picture in enumerate(pictures):
-        parts[i in held].append(picture)
-    return parts
-
-
-def fit(labelled: list[LabelledPicture], job: Job, title: str) -> BoxData:
+def fit(labelled: Sequence[LabelledPicture], job: Job, title: str) -> BoxData:
     """Read the pictures, and carry their boxes over into the input."""
-    pictures = FittedPictures(
-        [one.path for one in labelled],
-        job.preparation,
-        job.titled(f"reading {title}"),
-        skip_broken=job.files.skip_broken,
-    )
-    for text in pictures.skipped:
-        job.say(f"left out: {text}")
+    pictures = fit_pictures([one.path for one in labelled], job, title)
     truth = tuple(labelled[i] for i in pictures.kept)
     boxes, classes = [], []
     for one, placement in zip(truth, pictures.placements, strict=True):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from edgecv.errors import RecipeError
 from edgecv.spec import Preparation
 from edgecv.train.augment import Augmenter, AugmentSettings
-from edgecv.train.data import LabelledPictures, class_names, load_pictures, split
+from edgecv.train.balance import balanced_weights
+from edgecv.train.data import LabelledPictures, read_labelled, split
 from edgecv.train.job import Job, Prepared
 from edgecv.train.pixels import normalize, shift_and_flip
 from edgecv.train.settings import at_least, one_of
@@ -94,11 +93,11 @@ class ClassificationTask:
 
 
 def class_weights(pictures: LabelledPictures, settings: ClassifySettings) -> Tensor | None:
-    """``N / (classes * n_c)`` for each class, None where all count alike."""
+    """Of each class by its frequency, None where all count alike."""
     if settings.class_weights == "none":
         return None
     counts = torch.bincount(pictures.labels, minlength=len(pictures.classes))
-    return len(pictures.labels) / (len(counts) * counts)
+    return balanced_weights(counts)
 
 
 def share_of(labels: Tensor, part: slice, weights: Tensor | None) -> float:
@@ -120,23 +119,7 @@ def prepare(job: Job) -> Prepared:
 
 def labelled(job: Job) -> tuple[LabelledPictures, LabelledPictures]:
     """The pictures to learn from and those held out, with the recipe's labels or their own."""
-    source = job.path(job.files.data)
-    names = class_names(source)
-    fixed = job.fixed_labels or set(names) == set(job.labels)
-
-    def read(path: Path, title: str, classes: Sequence[str]) -> LabelledPictures:
-        pictures = load_pictures(
-            path,
-            job.preparation,
-            job.titled(f"reading {title}"),
-            classes=classes,
-            skip_broken=job.files.skip_broken,
-        )
-        for text in pictures.skipped:
-            job.say(f"left out: {text}")
-        return pictures
-
-    pictures = read(source, "data", job.labels if fixed else names)
+    pictures = read_labelled(job, job.files.data, "data", job.labels, others=not job.fixed_labels)
     if not job.files.held_out:
         return split(pictures, job.files.split, job.seed)
-    return pictures, read(job.path(job.files.held_out), "held_out", pictures.classes)
+    return pictures, read_labelled(job, job.files.held_out, "held_out", pictures.classes)

@@ -18,6 +18,7 @@ from torch import Tensor
 from edgecv.errors import InputError
 from edgecv.preprocess import PICTURE_SUFFIXES, decode, fit_pixels, open_picture
 from edgecv.spec import Preparation
+from edgecv.train.job import Job
 
 
 @dataclass(frozen=True)
@@ -46,39 +47,28 @@ class LabelledPictures:
         return LabelledPictures(self.pixels[kept], labels[kept], tuple(names))
 
 
-def class_names(source: Path) -> tuple[str, ...]:
-    """The classes of ``source``: the names of the folders right above the pictures, sorted."""
-    found = {path.parent.name for path, _ in _entries(source)} | _empty(source)
-    if not found:
-        raise InputError(
-            f"{source}: no pictures in it; expected CLASS/picture.jpg, one folder each"
-        )
-    if len(found) < 2 or "" in found:
-        raise InputError(
-            f"{source}: expected a folder per class, at least two; found {sorted(found)}"
-        )
-    return tuple(sorted(found))
-
-
 def load_pictures(
     source: Path,
     preparation: Preparation,
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     classes: Sequence[str] | None = None,
+    others: bool = False,
     skip_broken: bool = False,
 ) -> LabelledPictures:
     """Read ``source`` (a folder or a zip of ``.../CLASS/picture``), prepared as at inference.
 
     Classes are the names of the folders right above the pictures: those of ``classes`` in its
-    order, or all, sorted. A class without a picture is an error, and so is a picture that cannot
-    be read, which is named: training on a silently smaller set is worse. With ``skip_broken`` such
-    pictures are left out and named in the result.
+    order, or all, sorted; with ``others`` all, too, where they are not those of ``classes``. A
+    class without a picture is an error, and so is a picture that cannot be read, which is named:
+    training on a silently smaller set is worse. With ``skip_broken`` such pictures are left out and
+    named in the result.
     """
-    every = class_names(source)
     entries = sorted(_entries(source), key=lambda entry: entry[0].as_posix())
     found = {path.parent.name for path, _ in entries}
-    named = every if classes is None else tuple(classes)
+    every = _class_names(source, found)
+    own = classes is None or (others and set(classes) != set(every))
+    named = every if own or classes is None else tuple(classes)
     if surplus := sorted(set(every) - set(named)):
         raise InputError(
             f"{source}: its classes {surplus} are not the recipe's labels {list(named)}"
@@ -109,6 +99,28 @@ def load_pictures(
     return pictures
 
 
+def read_labelled(
+    job: Job,
+    name: str,
+    title: str,
+    classes: Sequence[str] | None = None,
+    *,
+    others: bool = False,
+) -> LabelledPictures:
+    """The pictures of the job's file or folder ``name``; what is left out is said."""
+    pictures = load_pictures(
+        job.path(name),
+        job.preparation,
+        job.titled(f"reading {title}"),
+        classes=classes,
+        others=others,
+        skip_broken=job.files.skip_broken,
+    )
+    for text in pictures.skipped:
+        job.say(f"left out: {text}")
+    return pictures
+
+
 def split(
     pictures: LabelledPictures, fraction: float, seed: int
 ) -> tuple[LabelledPictures, LabelledPictures]:
@@ -130,6 +142,20 @@ def split(
         pictures.subset(torch.cat(first).sort().values),
         pictures.subset(torch.cat(second).sort().values),
     )
+
+
+def _class_names(source: Path, found: set[str]) -> tuple[str, ...]:
+    """The classes of ``source``, those that are empty included, sorted."""
+    every = found | _empty(source)
+    if not every:
+        raise InputError(
+            f"{source}: no pictures in it; expected CLASS/picture.jpg, one folder each"
+        )
+    if len(every) < 2 or "" in every:
+        raise InputError(
+            f"{source}: expected a folder per class, at least two; found {sorted(every)}"
+        )
+    return tuple(sorted(every))
 
 
 def _empty(source: Path) -> set[str]:

@@ -18,15 +18,14 @@ from edgecv.train.anchors import kmeans, mean_best_iou
 from edgecv.train.assign import Objects
 from edgecv.train.boxes import BoxData, inside, read_boxes
 from edgecv.train.job import Job, Prepared
-from edgecv.train.pixels import normalize
 from edgecv.train.scoring import answers, contract
 from edgecv.train.task import Batch
-from edgecv.train.vary import Variation, color_settings
+from edgecv.train.vary import PlaceTask, S, Variation, color_settings
 from edgecv.train.views import ViewSettings
 from edgecv.train.yololoss import DetectSettings, YoloLoss, make_loss
 
 
-class BoxTask:
+class BoxTask(PlaceTask[BoxData, S]):
     """What tasks with boxes share: batches of views with their objects, and COCO's AP.
 
     A batch's targets are boxes ``[m, 4]``, classes and pictures ``[m]``, and the number of
@@ -34,17 +33,6 @@ class BoxTask:
     """
 
     metric = "ap50"
-
-    def __init__(
-        self, data: BoxData, held_out: BoxData, spec: ModelSpec, variation: Variation
-    ) -> None:
-        self.data, self.held_out, self.spec, self.variation = data, held_out, spec, variation
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        return torch.randperm(len(self.data.pictures), generator=generator)
-
-    def plain(self, index: Tensor) -> Tensor:
-        return normalize(self.data.pictures.pixels(index), self.spec.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
         inputs, views = self.variation(index, generator)
@@ -83,23 +71,12 @@ class BoxTask:
         return {"ap50": figures.ap50 or 0.0, "ap": figures.ap or 0.0}
 
 
-class DetectionTask(BoxTask):
+class DetectionTask(BoxTask[YoloLoss]):
     """See :class:`edgecv.train.task.Task`. The net gives what the contract's decoding reads."""
-
-    def __init__(
-        self,
-        data: BoxData,
-        held_out: BoxData,
-        spec: ModelSpec,
-        variation: Variation,
-        criterion: YoloLoss,
-    ) -> None:
-        super().__init__(data, held_out, spec, variation)
-        self.criterion = criterion
 
     def loss(self, outputs: Any, targets: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         boxes, classes, picture, count = targets
-        return self.criterion(outputs, Objects(boxes, classes, picture), count)
+        return self.terms(outputs, Objects(boxes, classes, picture), count)
 
 
 def prepare(job: Job) -> Prepared:

@@ -14,7 +14,7 @@ from edgecv.models.siamese import Siamese
 from edgecv.spec import Preparation
 from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.byclass import by_class, check_classes
-from edgecv.train.data import LabelledPictures, load_pictures, split
+from edgecv.train.data import LabelledPictures, read_labelled, split
 from edgecv.train.job import Job, Prepared
 from edgecv.train.metric import MetricSettings, embedder_of, learner, make_loss
 from edgecv.train.pixels import normalize, shift_and_flip
@@ -157,17 +157,8 @@ def _read(job: Job, metric: MetricSettings) -> tuple[LabelledPictures, LabelledP
     """What is learned from, and what is verified: unseen classes, or else unseen pictures."""
     files = job.files
 
-    def read(name: str, title: str) -> LabelledPictures:
-        path = job.path(name)
-        pictures = load_pictures(
-            path, job.preparation, job.titled(f"reading {title}"), skip_broken=files.skip_broken
-        )
-        for text in pictures.skipped:
-            job.say(f"left out: {text}")
-        return pictures
-
-    pictures = read(files.data, "data")
-    held_out = read(files.held_out, "held_out") if files.held_out else None
+    pictures = read_labelled(job, files.data, "data")
+    held_out = read_labelled(job, files.held_out, "held_out") if files.held_out else None
     if metric.unseen:
         seen = [name for name in pictures.classes if name not in metric.unseen]
         verified = pictures if held_out is None else held_out

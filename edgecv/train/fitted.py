@@ -14,6 +14,7 @@ from edgecv.errors import InputError, RecipeError
 from edgecv.preprocess import fit_pixels, open_picture
 from edgecv.results import Placement
 from edgecv.spec import Preparation
+from edgecv.train.job import Job
 
 MEMORY = 4 << 30  # bytes of pixels that are kept; a larger set is read again for every batch
 
@@ -89,6 +90,19 @@ class FittedPictures:
     def pixels(self, index: Tensor) -> Tensor:
         """uint8 ``[n, H, W, C]`` of the pictures ``index``, int64 ``[n]``."""
         return self._pixels.take(index, lambda i: _fit(self.paths[i], self.preparation)[0])
+
+
+def fit_pictures(paths: Sequence[Path], job: Job, title: str) -> FittedPictures:
+    """``paths`` as ``job`` wants them; what is left out is said."""
+    pictures = FittedPictures(
+        paths,
+        job.preparation,
+        job.titled(f"reading {title}"),
+        skip_broken=job.files.skip_broken,
+    )
+    for text in pictures.skipped:
+        job.say(f"left out: {text}")
+    return pictures
 
 
 def _fit(path: Path, preparation: Preparation) -> tuple[NDArray[np.uint8], Placement]:

@@ -118,6 +118,14 @@ class Prepared:
     decoding: Decoding | None = None  # where the data has changed the recipe's
 
 
+def find_file(folder: Path, name: str, complaint: str) -> Path:
+    """The file ``name`` in ``folder``, or by its own path; ``complaint`` says what is missing."""
+    for path in (folder / name, Path(name)):
+        if path.is_file():
+            return path
+    raise InputError(f"{folder / name}: {complaint}")
+
+
 def distribute(
     values: Mapping[str, Any], classes: Sequence[type[Any]], where: str
 ) -> tuple[list[Any], dict[str, Any]]:

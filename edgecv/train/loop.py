@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ from edgecv.train.checkpoint import Position, State
 from edgecv.train.journal import Journal
 from edgecv.train.schedule import make_optimizer, rate
 from edgecv.train.settings import TrainConfig
-from edgecv.train.task import Batch, Task
+from edgecv.train.task import Task
 
 CHECKPOINT = "checkpoint.pt"
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's words
@@ -179,12 +180,14 @@ class _Run:
     def _step(self, index: Tensor, generator: torch.Generator, where: str) -> float:
         part = self._part(len(index))
         batch = self.task.draw(index, part, generator)
-        outputs = self.model(batch.inputs.to(self.accelerator.device))
-        loss = self.task.loss(outputs, self._moved(batch).targets)
+        device = self.accelerator.device
+        outputs = self.model(batch.inputs.to(device))
+        targets = tree_map_only(Tensor, lambda t: t.to(device), batch.targets)
+        loss = self.task.loss(outputs, targets)
         # gradients are averaged over the processes: that of each counts by its share
         loss = loss * (batch.share * self.processes)
         value: float = self.accelerator.reduce(loss.detach(), "mean").item()
-        if not torch.isfinite(torch.tensor(value)):
+        if not math.isfinite(value):
             raise InputError(
                 f"the loss is {value} at {where}; the last checkpoint is kept; try a lower lr than "
                 f"{self.config.lr}, or clip_norm"
@@ -197,11 +200,6 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(self.net)
         return value
-
-    def _moved(self, batch: Batch) -> Batch:
-        device = self.accelerator.device
-        targets = tree_map_only(Tensor, lambda t: t.to(device), batch.targets)
-        return Batch(batch.inputs, targets, batch.share)
 
     def _scores(self) -> dict[str, float]:
         """Scored once, in the first process, and told to the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +16,17 @@ from edgecv.errors import InputError, RecipeError
 from edgecv.evaluate.coco import library
 from edgecv.evaluate.points import LabelledPoints, normalized_errors, read_points, summary
 from edgecv.results import Landmarks, Placement, Result
-from edgecv.spec import ModelSpec
-from edgecv.train.boxes import BoxData, divide, read_boxes
+from edgecv.train.boxes import read_boxes
 from edgecv.train.boxloss import KINDS, box_loss
 from edgecv.train.detection import BoxTask
-from edgecv.train.fitted import FittedPictures
+from edgecv.train.fitted import fit_pictures
 from edgecv.train.job import Job, Prepared
-from edgecv.train.pixels import normalize
+from edgecv.train.parts import two_parts
 from edgecv.train.pointloss import POINT_LOSSES, point_loss
 from edgecv.train.scoring import answers, contract
 from edgecv.train.settings import at_least, one_of
 from edgecv.train.task import Batch
-from edgecv.train.vary import Variation, color_settings
+from edgecv.train.vary import PlaceTask, Variation, color_settings
 from edgecv.train.views import ViewSettings
 
 SMOOTH = "smooth-l1"
@@ -48,20 +48,9 @@ class LocalizeSettings:
         one_of("box_loss", self.box_loss, (SMOOTH, *KINDS))
 
 
-class LocalizationTask(BoxTask):
+class LocalizationTask(BoxTask[LocalizeSettings]):
     """See :class:`edgecv.train.task.Task`. In training mode the net gives boxes ``[N, 4]`` (cx,
     cy, w, h of the input, 0 to 1) and logits ``[N, C]``; each picture has one object."""
-
-    def __init__(
-        self,
-        data: BoxData,
-        held_out: BoxData,
-        spec: ModelSpec,
-        variation: Variation,
-        settings: LocalizeSettings,
-    ) -> None:
-        super().__init__(data, held_out, spec, variation)
-        self.terms = settings
 
     def loss(
         self, outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -138,15 +127,8 @@ class LandmarkSettings:
 class PointData:
     """Pictures and their points ``[N, K, 2]`` in pixels of the input, NaN where not labelled."""
 
-    def __init__(self, labelled: list[LabelledPoints], job: Job, title: str) -> None:
-        self.pictures = FittedPictures(
-            [one.path for one in labelled],
-            job.preparation,
-            job.titled(f"reading {title}"),
-            skip_broken=job.files.skip_broken,
-        )
-        for text in self.pictures.skipped:
-            job.say(f"left out: {text}")
+    def __init__(self, labelled: Sequence[LabelledPoints], job: Job, title: str) -> None:
+        self.pictures = fit_pictures([one.path for one in labelled], job, title)
         self.truth = tuple(labelled[i] for i in self.pictures.kept)
         pairs = zip(self.truth, self.pictures.placements, strict=True)
         points = np.stack([_placed(one, placement) for one, placement in pairs])
@@ -165,35 +147,17 @@ def _placed(one: LabelledPoints, placement: Placement) -> NDArray[np.float64]:
     return placed
 
 
-class LandmarkTask:
+class LandmarkTask(PlaceTask[PointData, LandmarkSettings]):
     """See :class:`edgecv.train.task.Task`. The net gives points ``[N, K, 2]``."""
 
     metric = "near"
-
-    def __init__(
-        self,
-        data: PointData,
-        held_out: PointData,
-        spec: ModelSpec,
-        variation: Variation,
-        settings: LandmarkSettings,
-    ) -> None:
-        self.data, self.held_out, self.spec = data, held_out, spec
-        self.variation, self.settings = variation, settings
-        self.normalized = bool(spec.decoding.options.get("normalized", False))
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        return torch.randperm(len(self.data.pictures), generator=generator)
-
-    def plain(self, index: Tensor) -> Tensor:
-        return normalize(self.data.pictures.pixels(index), self.spec.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
         inputs, views = self.variation(index, generator)
         views, own = views.part(part), index[part]
         points = views.points(self.data.points[own])
         if views.mirrored.any():
-            points[views.mirrored] = points[views.mirrored][:, list(self.settings.mirror)]
+            points[views.mirrored] = points[views.mirrored][:, list(self.terms.mirror)]
         share = len(own) / len(index)
         labelled = (~self.data.points[index].isnan().any(2)).sum()
         return Batch(inputs[part], (points, labelled.clamp_min(1) * share), share)
@@ -206,9 +170,10 @@ class LandmarkTask:
                 f"{list(points.shape[1:])}; see [model.options] points"
             )
         p, known = self.spec.preparation, ~points.isnan().any(2)
-        scale = [p.width, p.height] if self.normalized else [1.0, 1.0]
+        normalized = self.spec.decoding.options.get("normalized", False)
+        scale = [p.width, p.height] if normalized else [1.0, 1.0]
         apart = (outputs * outputs.new_tensor(scale) - points)[known]  # [k, 2] pixels
-        s = self.settings
+        s = self.terms
         return point_loss(apart, s.loss, s.wing, s.curvature).sum() / count
 
     def results(self, batch: Batch) -> list[Result]:
@@ -218,7 +183,7 @@ class LandmarkTask:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """``nme``, the normalized mean error, and ``near``, the share of points that are found."""
-        between = self.settings.between
+        between = self.terms.between
         errors = []
         for i, (result, _) in enumerate(answers(model, self.spec, self.held_out.pictures)):
             assert isinstance(result, Landmarks)
@@ -237,12 +202,7 @@ def prepare_landmarks(job: Job) -> Prepared:
     if views.flip and not settings.mirror:
         job.say("pictures are not mirrored: landmarks.mirror does not say which points change")
         views = ViewSettings(views.classes, False, views.zoom, views.shift)
-    source = job.path(job.files.data)
-    first, second = _points(source, job, settings), None
-    if not job.files.held_out:
-        first, second = divide(first, job)
-    elif job.path(job.files.held_out).resolve() != source.resolve():
-        second = _points(job.path(job.files.held_out), job, settings)
+    first, second = two_parts(job, lambda path: _points(path, job, settings))
     data = PointData(first, job, "data")
     held_out = data if second is None else PointData(second, job, "held_out")
     spec = contract(job.where, "landmarks", job.preparation, job.decoding, job.labels)

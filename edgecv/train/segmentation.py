@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from torch.nn.functional import cross_entropy, interpolate, one_hot
 from edgecv.errors import InputError, RecipeError
 from edgecv.evaluate.segmentation import (
     IGNORED,
-    LabelledMasks,
     confusion,
     mean_iou,
     read_mask,
@@ -24,14 +24,14 @@ from edgecv.evaluate.segmentation import (
 from edgecv.preprocess import fit_pixels
 from edgecv.results import Placement, Result, Segmentation
 from edgecv.spec import ModelSpec, Preparation
-from edgecv.train.boxes import divide
-from edgecv.train.fitted import FittedPictures, Kept
+from edgecv.train.balance import balanced_weights
+from edgecv.train.fitted import Kept, fit_pictures
 from edgecv.train.job import Job, Prepared
-from edgecv.train.pixels import normalize
+from edgecv.train.parts import two_parts
 from edgecv.train.scoring import answers, contract
 from edgecv.train.settings import at_least, one_of
 from edgecv.train.task import Batch
-from edgecv.train.vary import Variation, color_settings
+from edgecv.train.vary import PlaceTask, Variation, color_settings
 from edgecv.train.views import ViewSettings
 
 SMALL = 1e-6
@@ -53,23 +53,24 @@ class SegmentSettings:
             raise RecipeError("cross_entropy: it and dice are both 0: there is no loss")
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledMask:
+    """A picture, its mask, and the class of each of a mask's values ``[256]``."""
+
+    picture: Path
+    mask: Path
+    classes: NDArray[np.int64]
+
+
 class MaskData:
     """Pictures and masks in the input's size; ``truth`` has the masks as they are labelled."""
 
-    def __init__(self, labelled: LabelledMasks, job: Job, title: str) -> None:
-        self.pictures = FittedPictures(
-            labelled.pictures,
-            job.preparation,
-            job.titled(f"reading {title}"),
-            skip_broken=job.files.skip_broken,
-        )
-        for text in self.pictures.skipped:
-            job.say(f"left out: {text}")
-        masks = tuple(labelled.masks[i] for i in self.pictures.kept)
-        self.truth = LabelledMasks(self.pictures.paths, masks, labelled.classes)
+    def __init__(self, labelled: Sequence[LabelledMask], job: Job, title: str) -> None:
+        self.pictures = fit_pictures([one.picture for one in labelled], job, title)
+        self.truth = tuple(labelled[i] for i in self.pictures.kept)
         self.counts = np.zeros(256, np.int64)  # pixels of each class
         self._kept = Kept()
-        for i in range(len(masks)):
+        for i in range(len(self.truth)):
             mask = self._fit(i)
             self.counts += np.bincount(mask.ravel(), minlength=256)
             self._kept.add(mask)
@@ -81,8 +82,8 @@ class MaskData:
     def original(self, i: int) -> NDArray[np.int64]:
         """The mask of picture i in its own size; -1 are pixels that do not count."""
         placement = self.pictures.placements[i]
-        size = placement.width, placement.height
-        return read_mask(self.truth.masks[i], size, self.truth.classes)
+        one = self.truth[i]
+        return read_mask(one.mask, (placement.width, placement.height), one.classes)
 
     def _fit(self, i: int) -> NDArray[np.uint8]:
         return fit_mask(self.original(i), self.pictures.preparation, self.pictures.placements[i])
@@ -101,7 +102,7 @@ def fit_mask(
     return np.ascontiguousarray(fitted[:, :, 0])
 
 
-class SegmentationTask:
+class SegmentationTask(PlaceTask[MaskData, SegmentSettings]):
     """See :class:`edgecv.train.task.Task`. The net gives logits ``[N, C, h, w]``."""
 
     metric = "miou"
@@ -112,20 +113,12 @@ class SegmentationTask:
         held_out: MaskData,
         spec: ModelSpec,
         variation: Variation,
-        settings: SegmentSettings,
+        terms: SegmentSettings,
     ) -> None:
-        self.data, self.held_out, self.spec = data, held_out, spec
-        self.variation, self.settings = variation, settings
-        counts = torch.from_numpy(data.counts[: len(spec.labels)]).double()
-        balanced = counts.sum() / (len(counts) * counts.clamp_min(1))
-        weighted = settings.class_weights == "balanced"
+        super().__init__(data, held_out, spec, variation, terms)
+        balanced = balanced_weights(torch.from_numpy(data.counts[: len(spec.labels)]).double())
+        weighted = terms.class_weights == "balanced"
         self.weights = (balanced if weighted else torch.ones_like(balanced)).float()
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        return torch.randperm(len(self.data.pictures), generator=generator)
-
-    def plain(self, index: Tensor) -> Tensor:
-        return normalize(self.data.pictures.pixels(index), self.spec.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
         inputs, views = self.variation(index, generator)
@@ -146,7 +139,7 @@ class SegmentationTask:
             outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
         known = targets != IGNORED
         classes = torch.where(known, targets, 0)
-        settings, loss = self.settings, outputs.new_zeros(())
+        settings, loss = self.terms, outputs.new_zeros(())
         if settings.cross_entropy:
             weights = self.weights.to(outputs.device)
             each = cross_entropy(outputs, classes, weights, reduction="none") * known
@@ -202,23 +195,16 @@ def prepare(job: Job) -> Prepared:
     spec = contract(job.where, "segment", job.preparation, job.decoding, job.labels)
     classes = job.file(views.classes) if views.classes else None
 
-    def masks(path: Path) -> LabelledMasks:
-        return read_masks(path, len(job.labels), classes)
+    def read(path: Path) -> list[LabelledMask]:
+        found = read_masks(path, len(job.labels), classes)
+        pairs = zip(found.pictures, found.masks, strict=True)
+        return [LabelledMask(picture, mask, found.classes) for picture, mask in pairs]
 
-    source = job.path(job.files.data)
-    first, second = masks(source), None
-    if not job.files.held_out:
-        parts = divide(list(zip(first.pictures, first.masks, strict=True)), job)
-        first, second = (
-            LabelledMasks(tuple(p for p, _ in part), tuple(m for _, m in part), first.classes)
-            for part in parts
-        )
-    elif job.path(job.files.held_out).resolve() != source.resolve():
-        second = masks(job.path(job.files.held_out))
+    first, second = two_parts(job, read)
     data = MaskData(first, job, "data")
     absent = [name for i, name in enumerate(job.labels) if not data.counts[i]]
     if len(absent) == len(job.labels):
-        raise InputError(f"{source}: none of its masks has a pixel that counts")
+        raise InputError(f"{job.path(job.files.data)}: none of its masks has a pixel that counts")
     if absent:
         job.say(f"WARNING: no pixel of {', '.join(absent)} in the masks to learn from")
     held_out = data if second is None else MaskData(second, job, "held_out")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Generic, Protocol, TypeVar
+
 import torch
 from torch import Tensor
 
 from edgecv.errors import RecipeError
+from edgecv.spec import ModelSpec
 from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.fitted import FittedPictures
 from edgecv.train.job import Job
+from edgecv.train.pixels import normalize
 from edgecv.train.views import Views, ViewSettings
 
 COLORS: tuple[str, ...] = ("probability", "brightness", "contrast", "saturation", "hue", "pca")
@@ -33,6 +37,33 @@ class Variation:
         views = Views.draw(len(index), p.height, p.width, self.settings, generator)
         pixels = views.pixels(self.pictures.pixels(index), p.pad_value)
         return self.augmenter.inputs(pixels, index, generator, p)[0], views
+
+
+class Places(Protocol):
+    """A data set of places: its pictures, whatever is labelled in them."""
+
+    @property
+    def pictures(self) -> FittedPictures: ...
+
+
+D = TypeVar("D", bound=Places)
+S = TypeVar("S")
+
+
+class PlaceTask(Generic[D, S]):
+    """What tasks whose answers are places share; ``terms`` says what their loss is made of."""
+
+    def __init__(
+        self, data: D, held_out: D, spec: ModelSpec, variation: Variation, terms: S
+    ) -> None:
+        self.data, self.held_out, self.spec = data, held_out, spec
+        self.variation, self.terms = variation, terms
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(len(self.data.pictures), generator=generator)
+
+    def plain(self, index: Tensor) -> Tensor:
+        return normalize(self.data.pictures.pixels(index), self.spec.preparation)
 
 
 def color_settings(job: Job) -> AugmentSettings:

@@ -204,15 +204,15 @@ class Prover(Closing):
         Another processor may round a tie the other way, and one step more or less runs on through
         the layers: so much may the answers differ elsewhere as they differ from the parent's here.
         """
-        mine, theirs = (_seeded_answers(model) for model in (after, self._before))
+        mine, theirs = (seeded_answers(model) for model in (after, self._before))
         return selftest.record(mine, compare(mine, theirs).max_rel, selftest.SEED)
 
 
-def _seeded_answers(model: Model) -> dict[str, Array]:
+def seeded_answers(model: Model) -> dict[str, Array]:
     """In onnxruntime, whose answers self-tests hold, whichever runtime ``model`` is open in."""
     if model.info.backend != REFERENCE_RUNTIME:
         with load(model.runtime.path, backend=REFERENCE_RUNTIME) as other:
-            return _seeded_answers(other)
+            return seeded_answers(other)
     tensor, preparation = model.spec.inputs[0], model.spec.preparation
     return model.infer(selftest.inputs(preparation, selftest.SEED, selftest.COUNT, tensor.dtype))
 

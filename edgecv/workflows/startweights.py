@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from edgecv.errors import InputError, RecipeError, WeightsError
+from edgecv.errors import RecipeError, WeightsError
 from edgecv.export.recipe import Recipe
 from edgecv.export.weights import CHOICES, load_into, read_state_dict, resolve
 from edgecv.files import sha256_of
-from edgecv.train.job import Job
+from edgecv.train.job import Job, find_file
 from edgecv.train.transfer import TransferSettings, freeze_up_to, head_of
 from edgecv.train.trunk import load_trunk
 
@@ -20,7 +20,7 @@ def begin(model: nn.Module, recipe: Recipe, job: Job, transfer: TransferSettings
     """Load what ``job`` names into ``model`` and freeze what it says; the weights' names."""
     initial = _initial(model, recipe, job, transfer)
     if job.files.trunk:
-        path = _found(job.folder, job.files.trunk, "trunk")
+        path = _found(job, job.files.trunk, "trunk")
         part = load_trunk(model, read_state_dict(path), str(path))
         initial = f"{initial}; {part}: {path.name} {sha256_of(path)}"
     if job.files.freeze:
@@ -46,17 +46,15 @@ def _initial(model: nn.Module, recipe: Recipe, job: Job, transfer: TransferSetti
         assert weights.path is not None  # "random" is the one choice without a file
         path = weights.path
     else:
-        path = _found(job.folder, initial, "initial")
+        path = _found(job, initial, "initial")
     start_from(model, path, head_of(model, transfer.head_layers) if transfer else [])
     return f"{path.name} {sha256_of(path)}"
 
 
-def _found(data: Path, name: str, key: str) -> Path:
-    """The file ``name``, in ``data`` or by its own path; ``key`` is the setting that names it."""
-    for path in (data / name, Path(name)):
-        if path.is_file():
-            return path
-    raise InputError(f"{data / name}: there are no such weights to start from; see train.{key}")
+def _found(job: Job, name: str, key: str) -> Path:
+    """The weights ``name``; ``key`` is the setting that names them."""
+    complaint = f"there are no such weights to start from; see train.{key}"
+    return find_file(job.folder, name, complaint)
 
 
 def start_from(model: nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:

@@ -17,11 +17,7 @@ from edgecv import __version__
 from edgecv.errors import InputError, RecipeError
 from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
-from edgecv.export.weights import (
-    load_into,
-    read_state_dict,
-    write_safetensors,
-)
+from edgecv.export.weights import load_into, read_state_dict, write_safetensors
 from edgecv.files import atomic_write, write_json
 from edgecv.progress import Progress, silent
 from edgecv.train.classify import ClassificationTask
@@ -154,7 +150,7 @@ def train_recipe(
         0,
         {},
     )
-    return _store(result, model, recipe, prepared, about, log) if first else result
+    return _store(result, model, recipe, prepared, about, kept, log) if first else result
 
 
 @dataclass(frozen=True)
@@ -267,6 +263,7 @@ def _store(
     recipe: Recipe,
     prepared: Prepared,
     about: Mapping[str, str],
+    config: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
 ) -> TrainResult:
     """Weights, log and recipe; the scores are those of the weights read back."""
@@ -276,7 +273,6 @@ def _store(
     stored.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     with torch.no_grad():
         scores = prepared.task.evaluate(stored)
-    config = json.loads(about["config"])
     write_json(result.log, {**about, "config": config, "epochs": list(log), "stored": scores})
     table = {**recipe_table(recipe), "train": config}
     table["weights"] = {"bundled": {"file": result.weights.name, "source": "edgecv train"}}

@@ -30,9 +30,11 @@ from edgecv.quantize.gradients.net import QuantizedNet
 from edgecv.quantize.targets import policy_for
 from edgecv.spec import ModelSpec, Preparation, read_spec, write_spec
 from edgecv.train.distill import DistilledTask
+from edgecv.train.job import find_file
 from edgecv.train.loop import Report, train
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
+from edgecv.workflows.proof import REFERENCE_RUNTIME, seeded_answers
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class QuantizedResult:
 
 def read_start(recipe: Recipe, settings: QuantizedSettings, data: Path) -> Start:
     """The files of ``settings``, which must be ones of ``recipe``'s classes."""
-    file, parent = (_find(data, name) for name in (settings.file, settings.parent))
+    complaint = "there is no such file; see train.quantized"
+    file, parent = (find_file(data, name, complaint) for name in (settings.file, settings.parent))
     spec, float_spec = read_spec(file), read_spec(parent)
     if spec.precision != "int8" or not spec.target:
         raise InputError(f"{file}: is {spec.precision}; expected a file of `edgecv quantize`")
@@ -211,26 +214,18 @@ def _contract(start: Start, learned: Mapping[str, Any], spans: Mapping[str, Any]
 
 def _proven(draft: Path, parent: Path) -> ModelSpec:
     """The contract of ``draft`` with a self-test, and the parity that it was measured with."""
-    answers = []
-    for file in (draft, parent):
-        with load(file, backend="onnxruntime") as model:
-            spec = model.spec
-            dtype = spec.inputs[0].dtype
-            batch = selftest.inputs(spec.preparation, selftest.SEED, selftest.COUNT, dtype)
-            answers.append(model.infer(batch))
-    mine, theirs = answers
+    with (
+        load(draft, backend=REFERENCE_RUNTIME) as after,
+        load(parent, backend=REFERENCE_RUNTIME) as before,
+    ):
+        mine, theirs = seeded_answers(after), seeded_answers(before)
     found = compare(mine, theirs)
     return replace(
         read_spec(draft),
         self_test=selftest.record(mine, found.max_rel, selftest.SEED),
-        parity={**found.to_dict(), "reference": f"{parent.stem}, fp32", "runtime": "onnxruntime"},
+        parity={
+            **found.to_dict(),
+            "reference": f"{parent.stem}, fp32",
+            "runtime": REFERENCE_RUNTIME,
+        },
     )
-
-
-def _find(data: Path, name: str) -> Path:
-    path = data / name
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        raise InputError(f"{data / name}: there is no such file; see train.quantized")
-    return path

@@ -10,7 +10,7 @@ pictures is not learned from: it says whether anything was gained, and nothing i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,8 +139,9 @@ def tune(
         schedule.step()
         progress("learning", step + 1, settings.steps)
     result = ours.write()
-    few = pictures[judged]
-    before, after = (_judged(one, parent, few, judge) for one in (model, result))
+    few, probe = _with_mirrors(pictures[judged]), Probe(parent)
+    answers = [_answers(probe, batch) for batch in few]
+    before, after = (_judged(one, few, answers, judge) for one in (model, result))
     return Tuned(result if after < before else model, ours.ranges(), before, after, judges)
 
 
@@ -185,17 +186,22 @@ def _cut(batch: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return found.contiguous(memory_format=torch.channels_last) if top == 2 else found
 
 
-def _judged(model: ir.Model, parent: ir.Model, pictures: Array, judge: Loss) -> float:
-    """The mean loss in onnxruntime, of each picture and its mirror image: what one picture adds is
-    much by chance, one rounding more or less."""
-    ours, theirs = Probe(model), Probe(parent)
+def _with_mirrors(pictures: Array) -> list[Array]:
+    """Each picture and its mirror image: what one adds is much by chance, one rounding more or
+    less."""
     width = 3 if pictures.dtype == np.float32 else 2
-    losses = []
-    for picture in pictures:
-        for batch in (picture[None], np.flip(picture[None], width)):
-            wanted, found = (
-                {name: torch.from_numpy(value) for name, value in net(batch).items()}
-                for net in (theirs, ours)
-            )
-            losses.append(float(judge(wanted, found)))
-    return float(np.mean(losses))
+    return [b for one in pictures for b in (one[None], np.flip(one[None], width))]
+
+
+def _answers(net: Probe, batch: Array) -> dict[str, Tensor]:
+    """In onnxruntime."""
+    return {name: torch.from_numpy(value) for name, value in net(batch).items()}
+
+
+def _judged(
+    model: ir.Model, batches: Sequence[Array], wanted: Sequence[dict[str, Tensor]], judge: Loss
+) -> float:
+    """The mean distance of the answers of ``model`` from those ``wanted``."""
+    net = Probe(model)
+    pairs = zip(batches, wanted, strict=True)
+    return float(np.mean([float(judge(theirs, _answers(net, batch))) for batch, theirs in pairs]))
