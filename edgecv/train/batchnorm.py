@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from edgecv.models.norms import is_blank, is_fresh
+
 
 def is_folded(model: nn.Module) -> bool:
     """Whether every BatchNorm of ``model`` has mean 0 and variance 1: no real statistics.
@@ -20,16 +22,7 @@ def is_folded(model: nn.Module) -> bool:
     part of a net may be fresh, such as a head on a folded trunk.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    blank = all(_all(m.running_mean, 0) and _all(m.running_var, 1) for m in norms)
-    return blank and not all(map(_is_fresh, norms))
-
-
-def _is_fresh(norm: nn.BatchNorm2d) -> bool:
-    return _all(norm.weight, 1) and _all(norm.bias, 0)
-
-
-def _all(tensor: Tensor | None, value: float) -> bool:
-    return bool(torch.all(_buffer(tensor) == value))
+    return all(map(is_blank, norms)) and not all(map(is_fresh, norms))
 
 
 @torch.no_grad()
@@ -42,7 +35,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     are not the identity that they seem: they take the batches' statistics, as in training.
     """
     every = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    fresh = [m for m in every if _is_fresh(m)]
+    fresh = [m for m in every if is_fresh(m)]
     norms = [m for m in every if m not in fresh]
     sums = {m: torch.zeros(2, m.num_features, dtype=torch.float64) for m in norms}
     counts = dict.fromkeys(norms, 0)

@@ -40,7 +40,8 @@ from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import PLUGIN_TARGET, form_for, with_nms
 from edgecv.workflows.proof import machine_target
-from edgecv.workflows.quantize import FEW, QuantizeResult, quantize
+from edgecv.workflows.quantize import QuantizeResult, quantize
+from edgecv.workflows.synthetic import synthetic_folder
 
 RANGES_SEED = 11  # of the pictures on which FP16's headroom is measured
 RANGES_COUNT = 6
@@ -101,7 +102,9 @@ def export(
 
     ``batch`` is a fixed size, or ``None`` for a dynamic one; ``precision`` is ``fp32``, ``fp16``
     or ``int8``, which is :func:`edgecv.quantize` on the FP32 file, by the pictures of the folder
-    ``calibration``, for ``target``; with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``.
+    ``calibration`` or, without it, by synthetic ones (:mod:`edgecv.export.synthetic`; as many as
+    the recipe's ``calibration.pictures``), for ``target``; with ``pixels`` the file takes uint8
+    pixels ``[N, H, W, C]``.
     ``output`` defaults to the recipe's name (``NAME-fp16.onnx``, ``NAME-int8-TARGET.onnx``) in the
     current folder. ``end2end`` appends decoding and NMS to a detector's graph
     (:mod:`edgecv.workflows.end2end`); with ``target`` ``tensorrt`` NMS is TensorRT's own plugin.
@@ -111,7 +114,7 @@ def export(
     :class:`~edgecv.errors.ExportError` is raised.
     """
     _check_wishes(precision, calibration, target, end2end=end2end)
-    if calibration is not None:
+    if precision == "int8":
         with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
             whole = export(
                 name,
@@ -123,7 +126,18 @@ def export(
                 progress=progress,
                 warn=warn,
             )
-            return _integers(whole, calibration, target, pixels, output, progress, warn)
+            made = None
+            if calibration is None:
+                calibration = Path(folder) / "synthetic"
+                made = synthetic_folder(
+                    load_model(whole.weights),
+                    whole.spec.preparation,
+                    whole.weights.recipe.calibration,
+                    calibration,
+                    progress,
+                    warn,
+                )
+            return _integers(whole, calibration, made, target, pixels, output, progress, warn)
     wanted = recipe_for(name, overrides)
     resolved = resolve(wanted, weights, progress)
     if resolved.warning:
@@ -179,23 +193,20 @@ def _check_wishes(
                 f"--end2end, --target {PLUGIN_TARGET} takes TensorRT's own NMS"
             )
         return
-    if calibration is None:
-        raise InputError(
-            "precision int8 needs --calibration DIR: a folder of pictures like those that the "
-            f"model will see, {FEW} or more, which give the ranges of its integers"
-        )
     if end2end:
         raise InputError(
             "decoding and NMS stay in float: export with int8 first, then put them behind it: "
             "edgecv export NAME-int8-TARGET.onnx --end2end"
         )
     policy_for(target or machine_target())
-    list_pictures(calibration)
+    if calibration is not None:
+        list_pictures(calibration)
 
 
 def _integers(
     parent: ExportResult,
     calibration: str | os.PathLike[str],
+    synthetic: Mapping[str, Any] | None,
     target: str | None,
     pixels: bool,
     output: str | os.PathLike[str] | None,
@@ -205,6 +216,7 @@ def _integers(
     done = quantize(
         parent.path,
         calibration=calibration,
+        synthetic=synthetic,
         target=target,
         pixels=pixels,
         output=output,

@@ -1,0 +1,222 @@
+"""Pictures for calibration where there are none: distilled from the net's own BatchNorms.
+
+A BatchNorm remembers the mean and the variance of its input over all the training pictures. From
+noise on, pictures are moved by gradient descent until the net's layers see those statistics again
+(ZeroQ, Cai et al., CVPR 2020, arXiv:2001.00281), kept smooth and moderate by a total-variation and
+an L2 prior (DeepInversion, Yin et al., CVPR 2020, arXiv:1912.08795). What the layers then compute
+has about the ranges that it has on real pictures; pictures to look at they are not.
+
+The loss of one BatchNorm with running mean m0 and variance v0, of whose input a batch has the mean
+m and the standard deviation s, is the mean over channels of
+
+    ((m - m0) / s0)^2 + (s / s0 - 1)^2,    s0 = sqrt(v0 + eps)
+
+that is how far the normalized input is from mean 0 and deviation 1, the same for each layer and
+whatever its scale. :func:`statistics_loss` is the mean over the net's BatchNorms: 0 is a match, and
+1 a deviation off by its own size. Both papers leave the layers unweighted too.
+
+The free variables are pixels, moved in the grey levels that a picture can have and rounded to them
+at the end: all values are 0 to 255, the loss reported is that of the rounded pictures, and the
+preparation makes a tensor of them as it does of any other picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgecv.errors import InputError
+from edgecv.models.norms import Norm, is_blank, is_fresh, norms_of
+from edgecv.progress import Progress, silent
+from edgecv.spec import Preparation
+
+BATCH_PIXELS = 2**20  # of one batch: 20 pictures of 224 x 224 and about 2 GB for MobileNetV2
+SMALLEST_BATCH = 2  # below it a BatchNorm behind the pooling has no variance
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the pictures are made. The priors' weights are of means over pixels, grey levels as 0
+    to 1."""
+
+    count: int = 100
+    seed: int = 0
+    steps: int = 50
+    rate: float = 0.05  # of Adam, in the range of grey levels; it falls to 0 along a cosine
+    variation: float = 1.0  # of squared differences between neighbours
+    norm: float = 0.01  # of squared distances from mid-grey
+
+
+@dataclass(frozen=True, eq=False)
+class Synthetic:
+    """``pixels`` uint8 ``[N, H, W, C]``, channels in the preparation's order, and how they came.
+
+    ``loss`` is their statistics loss and ``noise`` that of the pictures before the first step, both
+    as pixels of whole grey levels, the mean over batches; ``norms`` BatchNorms were listened to.
+    """
+
+    pixels: NDArray[np.uint8]
+    settings: Settings
+    norms: int
+    noise: float
+    loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "made": len(self.pixels),
+            "steps": self.settings.steps,
+            "seed": self.settings.seed,
+            "batchnorms": self.norms,
+            "statistics_loss_of_noise": round(self.noise, 6),
+            "statistics_loss": round(self.loss, 6),
+        }
+
+
+def synthesize(
+    model: nn.Module,
+    preparation: Preparation,
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> Synthetic:
+    """Pictures of ``preparation``'s size on which ``model`` sees the statistics of its training.
+
+    ``model`` is in eval mode and stays as it is. The same settings give the same pictures on the
+    same machine and number of threads. Raises :class:`~edgecv.errors.InputError` where no
+    BatchNorm has statistics to go by.
+    """
+    settings = settings or Settings()
+    norms = informative_norms(model)
+    p = preparation
+    most = max(SMALLEST_BATCH, BATCH_PIXELS // (p.height * p.width))
+    sizes = _parts(settings.count, most)
+    draw = torch.Generator().manual_seed(settings.seed)
+    made, before, after = [], [], []
+    with _listening(model, norms) as heard:
+
+        def loss(pixels: Tensor) -> Tensor:
+            return heard(_prepared(pixels, p))
+
+        for number, size in enumerate(sizes):
+            start = 0.5 + 0.25 * torch.randn((size, p.channels, p.height, p.width), generator=draw)
+
+            def told(step: int, number: int = number) -> None:
+                done, total = number * settings.steps + step, len(sizes) * settings.steps
+                progress("synthetic pictures", done, total)
+
+            found = _descend(start.clamp_(0, 1), loss, settings, told)
+            with torch.no_grad():
+                before.append(size * float(loss(_levels(start))))
+                after.append(size * float(loss(_levels(found))))
+            made.append(_levels(found).mul(255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    count = sum(sizes)
+    return Synthetic(
+        np.concatenate(made), settings, len(norms), sum(before) / count, sum(after) / count
+    )
+
+
+def informative_norms(model: nn.Module) -> dict[str, Norm]:
+    """The BatchNorms of ``model`` whose statistics come from pictures, by name.
+
+    Raises :class:`~edgecv.errors.InputError` where there are none, and says why.
+    """
+    norms = norms_of(model)
+    found = {name: norm for name, norm in norms.items() if not is_blank(norm)}
+    if found:
+        return found
+    if not norms:
+        why = f"{type(model).__name__} has no BatchNorm layers, whose statistics they are made from"
+    elif all(map(is_fresh, norms.values())):
+        why = f"the {len(norms)} BatchNorms of {type(model).__name__} have never seen a picture"
+    else:
+        why = (
+            f"the {len(norms)} BatchNorms of {type(model).__name__} were folded into its weights: "
+            f"their means of 0 and variances of 1 say nothing of pictures"
+        )
+    raise InputError(
+        f"synthetic calibration pictures cannot be made: {why}; give real ones, --calibration DIR"
+    )
+
+
+def _parts(count: int, most: int) -> list[int]:
+    """``count`` in as few nearly equal parts of at most ``most`` as can be."""
+    if count < SMALLEST_BATCH:
+        raise InputError(
+            f"expected {SMALLEST_BATCH} synthetic pictures or more, got {count}; see "
+            f"calibration.pictures in the recipe"
+        )
+    parts = min(math.ceil(count / most), count // SMALLEST_BATCH)
+    return [count // parts + (i < count % parts) for i in range(parts)]
+
+
+def _prepared(pixels: Tensor, p: Preparation) -> Tensor:
+    """Grey levels 0 to 1 ``[N, C, H, W]`` as the net takes them."""
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (p.mean, p.std))
+    return (pixels * (255 / p.divisor) - mean) / std
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    """Rounded to what a byte holds, still 0 to 1."""
+    return pixels.mul(255).round().div(255)
+
+
+def _descend(start: Tensor, loss: Loss, settings: Settings, told: Callable[[int], None]) -> Tensor:
+    x = start.clone().requires_grad_()
+    adam = torch.optim.Adam([x], lr=settings.rate, betas=(0.9, 0.99))
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.steps)
+    for step in range(1, settings.steps + 1):
+        whole = loss(x) + settings.variation * _variation(x)
+        whole = whole + settings.norm * (x - 0.5).square().mean()
+        # of the pixels alone: the weights need no gradients, and get none
+        (x.grad,) = torch.autograd.grad(whole, [x])
+        adam.step()
+        fall.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+        told(step)
+    return x.detach()
+
+
+def _variation(x: Tensor) -> Tensor:
+    down, across = x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+    return down.square().mean() + across.square().mean()
+
+
+@contextmanager
+def _listening(model: nn.Module, norms: dict[str, Norm]) -> Iterator[Loss]:
+    """A function from a batch to its statistics loss, while the hooks are on."""
+    losses: list[Tensor] = []
+
+    def hear(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        losses.append(_distance(inputs[0], norm))
+
+    def loss(batch: Tensor) -> Tensor:
+        losses.clear()
+        model(batch)
+        return torch.stack(losses).mean()
+
+    hooks = [norm.register_forward_pre_hook(hear) for norm in norms.values()]
+    try:
+        yield loss
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _distance(x: Tensor, norm: Any) -> Tensor:
+    """Of the input ``x`` ``[N, C, ...]`` from the statistics that ``norm`` keeps."""
+    values = x.transpose(0, 1).flatten(1)  # [C, N * positions]
+    scale = (norm.running_var + norm.eps).sqrt()
+    var, mean = torch.var_mean(values, 1)
+    # the root's slope at 0 has no bound: a channel of one value is left to the mean
+    deviation = (var + norm.eps).sqrt()
+    apart: Tensor = ((mean - norm.running_mean) / scale).square() + (deviation / scale - 1).square()
+    return apart.mean()
