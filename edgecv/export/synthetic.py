@@ -7,23 +7,23 @@ an L2 prior (DeepInversion, Yin et al., CVPR 2020, arXiv:1912.08795). What the l
 has about the ranges that it has on real pictures; pictures to look at they are not.
 
 The loss of one BatchNorm with running mean m0 and variance v0, of whose input a batch has the mean
-m and the standard deviation s, is the mean over channels of
+m and the variance v, is the mean over channels of
 
-    ((m - m0) / s0)^2 + (s / s0 - 1)^2,    s0 = sqrt(v0 + eps)
+    ((m - m0) / s0)^2 + (s / s0 - 1)^2,    s0 = sqrt(v0 + eps), s = sqrt(v + eps)
 
-that is how far the normalized input is from mean 0 and deviation 1, the same for each layer and
-whatever its scale. :func:`statistics_loss` is the mean over the net's BatchNorms: 0 is a match, and
-1 a deviation off by its own size. Both papers leave the layers unweighted too.
+that is how far its normalized input is from mean 0 and deviation 1, whatever the layer's scale.
+:func:`statistics_loss` is the mean over the net's BatchNorms: 0 is a match, and 1 a mean that is
+off by one deviation. The papers leave the layers unweighted too.
 
-The free variables are pixels, moved in the grey levels that a picture can have and rounded to them
-at the end: all values are 0 to 255, the loss reported is that of the rounded pictures, and the
-preparation makes a tensor of them as it does of any other picture.
+The free variables are pixels, moved in the range of grey levels that a picture has and rounded to
+levels at the end: all values are 0 to 255, the losses reported are those of rounded pictures, and
+the preparation makes a tensor of them as it does of any other picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +60,8 @@ class Settings:
 class Synthetic:
     """``pixels`` uint8 ``[N, H, W, C]``, channels in the preparation's order, and how they came.
 
-    ``loss`` is their statistics loss and ``noise`` that of the pictures before the first step, both
-    as pixels of whole grey levels, the mean over batches; ``norms`` BatchNorms were listened to.
+    ``loss`` is their :func:`statistics_loss` and ``noise`` that of the noise before the first step,
+    the mean over batches; ``norms`` BatchNorms were listened to.
     """
 
     pixels: NDArray[np.uint8]
@@ -90,56 +90,65 @@ def synthesize(
     """Pictures of ``preparation``'s size on which ``model`` sees the statistics of its training.
 
     ``model`` is in eval mode and stays as it is. The same settings give the same pictures on the
-    same machine and number of threads. Raises :class:`~edgecv.errors.InputError` where no
-    BatchNorm has statistics to go by.
+    same machine and number of threads. Raises :class:`~edgecv.errors.InputError` where a BatchNorm
+    has no statistics to go by (see :func:`informative_norms`).
     """
     settings = settings or Settings()
     norms = informative_norms(model)
     p = preparation
-    most = max(SMALLEST_BATCH, BATCH_PIXELS // (p.height * p.width))
-    sizes = _parts(settings.count, most)
+    sizes = _parts(settings.count, max(SMALLEST_BATCH, BATCH_PIXELS // (p.height * p.width)))
     draw = torch.Generator().manual_seed(settings.seed)
-    made, before, after = [], [], []
-    with _listening(model, norms) as heard:
+    made: list[NDArray[np.uint8]] = []
+    losses: list[tuple[float, float]] = []
+    for number, size in enumerate(sizes):
+        noise = 0.5 + 0.25 * torch.randn((size, p.channels, p.height, p.width), generator=draw)
 
-        def loss(pixels: Tensor) -> Tensor:
-            return heard(_prepared(pixels, p))
+        def told(step: int, number: int = number) -> None:
+            done, total = number * settings.steps + step, len(sizes) * settings.steps
+            progress("synthetic pictures", done, total)
 
-        for number, size in enumerate(sizes):
-            start = 0.5 + 0.25 * torch.randn((size, p.channels, p.height, p.width), generator=draw)
+        with _listening(model, norms) as heard:
+            found = _descend(noise.clamp_(0, 1), lambda x: heard(_prepared(x, p)), settings, told)
+        before, after = _bytes(noise), _bytes(found)
+        losses.append((statistics_loss(model, p, before), statistics_loss(model, p, after)))
+        made.append(after)
+    whole, end = np.average(losses, axis=0, weights=sizes)
+    if not math.isfinite(end):
+        raise InputError(
+            "the net gives NaN or infinite values on noise: it overflows, and no synthetic "
+            "calibration pictures can be made from it; give real ones, --calibration DIR"
+        )
+    return Synthetic(np.concatenate(made), settings, len(norms), float(whole), float(end))
 
-            def told(step: int, number: int = number) -> None:
-                done, total = number * settings.steps + step, len(sizes) * settings.steps
-                progress("synthetic pictures", done, total)
 
-            found = _descend(start.clamp_(0, 1), loss, settings, told)
-            with torch.no_grad():
-                before.append(size * float(loss(_levels(start))))
-                after.append(size * float(loss(_levels(found))))
-            made.append(_levels(found).mul(255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
-    count = sum(sizes)
-    return Synthetic(
-        np.concatenate(made), settings, len(norms), sum(before) / count, sum(after) / count
-    )
+def statistics_loss(model: nn.Module, preparation: Preparation, pixels: NDArray[np.uint8]) -> float:
+    """How far the batch ``pixels`` (uint8 ``[N, H, W, C]``) is from what the BatchNorms remember.
+
+    ``model`` is in eval mode. Raises as :func:`informative_norms` does.
+    """
+    levels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1))).float() / 255
+    with torch.no_grad(), _listening(model, informative_norms(model)) as heard:
+        return float(heard(_prepared(levels, preparation)))
 
 
 def informative_norms(model: nn.Module) -> dict[str, Norm]:
-    """The BatchNorms of ``model`` whose statistics come from pictures, by name.
+    """The BatchNorms of ``model``, by name, each with statistics that come from pictures.
 
-    Raises :class:`~edgecv.errors.InputError` where there are none, and says why.
+    Raises :class:`~edgecv.errors.InputError` where there are none, or where some have none: what
+    such a layer sees would be left to chance.
     """
     norms = norms_of(model)
-    found = {name: norm for name, norm in norms.items() if not is_blank(norm)}
-    if found:
-        return found
+    blank = {name: norm for name, norm in norms.items() if is_blank(norm)}
+    if norms and not blank:
+        return norms
     if not norms:
-        why = f"{type(model).__name__} has no BatchNorm layers, whose statistics they are made from"
-    elif all(map(is_fresh, norms.values())):
-        why = f"the {len(norms)} BatchNorms of {type(model).__name__} have never seen a picture"
+        why = "the net has no BatchNorm layers, whose statistics they are made from"
+    elif all(map(is_fresh, blank.values())):
+        why = f"{len(blank)} of the net's {len(norms)} BatchNorms have never seen a picture"
     else:
         why = (
-            f"the {len(norms)} BatchNorms of {type(model).__name__} were folded into its weights: "
-            f"their means of 0 and variances of 1 say nothing of pictures"
+            f"{len(blank)} of the net's {len(norms)} BatchNorms have been folded into its weights "
+            f"(mean 0, variance 1), and say nothing of pictures any more"
         )
     raise InputError(
         f"synthetic calibration pictures cannot be made: {why}; give real ones, --calibration DIR"
@@ -163,9 +172,9 @@ def _prepared(pixels: Tensor, p: Preparation) -> Tensor:
     return (pixels * (255 / p.divisor) - mean) / std
 
 
-def _levels(pixels: Tensor) -> Tensor:
-    """Rounded to what a byte holds, still 0 to 1."""
-    return pixels.mul(255).round().div(255)
+def _bytes(levels: Tensor) -> NDArray[np.uint8]:
+    """Grey levels 0 to 1 ``[N, C, H, W]`` as uint8 ``[N, H, W, C]``."""
+    return np.asarray(levels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
 def _descend(start: Tensor, loss: Loss, settings: Settings, told: Callable[[int], None]) -> Tensor:
@@ -173,8 +182,9 @@ def _descend(start: Tensor, loss: Loss, settings: Settings, told: Callable[[int]
     adam = torch.optim.Adam([x], lr=settings.rate, betas=(0.9, 0.99))
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.steps)
     for step in range(1, settings.steps + 1):
-        whole = loss(x) + settings.variation * _variation(x)
-        whole = whole + settings.norm * (x - 0.5).square().mean()
+        with torch.enable_grad():
+            whole = loss(x) + settings.variation * _variation(x)
+            whole = whole + settings.norm * (x - 0.5).square().mean()
         # of the pixels alone: the weights need no gradients, and get none
         (x.grad,) = torch.autograd.grad(whole, [x])
         adam.step()
@@ -191,7 +201,7 @@ def _variation(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _listening(model: nn.Module, norms: dict[str, Norm]) -> Iterator[Loss]:
+def _listening(model: nn.Module, norms: Mapping[str, Norm]) -> Iterator[Loss]:
     """A function from a batch to its statistics loss, while the hooks are on."""
     losses: list[Tensor] = []
 
@@ -201,6 +211,11 @@ def _listening(model: nn.Module, norms: dict[str, Norm]) -> Iterator[Loss]:
     def loss(batch: Tensor) -> Tensor:
         losses.clear()
         model(batch)
+        if not losses:
+            raise InputError(
+                "synthetic calibration pictures cannot be made: the net has BatchNorms, and runs "
+                "none of them; give real ones, --calibration DIR"
+            )
         return torch.stack(losses).mean()
 
     hooks = [norm.register_forward_pre_hook(hear) for norm in norms.values()]
