@@ -375,7 +375,7 @@ def test_export_to_int8_is_export_and_quantize(pictures, tmp_path, monkeypatch):
     assert {"proof", "weights", "nodes", "preparation"} <= data.keys()
     assert data["size_bytes"] == (tmp_path / data["path"]).stat().st_size
     assert read_spec(data["path"]).provenance["weights"]["origin"] == "random"
-    with pytest.raises(InputError, match="needs --calibration DIR"):
+    with pytest.raises(InputError, match="no BatchNorm layers"):
         edgecv.export("lenet5", weights="random", precision="int8")
     with pytest.raises(InputError, match="there is no target"):
         edgecv.export(
