@@ -11,9 +11,10 @@ m and the variance v, is the mean over channels of
 
     ((m - m0) / s0)^2 + (s / s0 - 1)^2,    s0 = sqrt(v0 + eps), s = sqrt(v + eps)
 
-that is how far its normalized input is from mean 0 and deviation 1, whatever the layer's scale.
+that is how far its normalized input is from mean 0 and deviation 1. (The papers compare the raw
+statistics; in units of the deviation no layer outweighs another by its scale.)
 :func:`statistics_loss` is the mean over the net's BatchNorms: 0 is a match, and 1 a mean that is
-off by one deviation. The papers leave the layers unweighted too.
+off by one deviation.
 
 The free variables are pixels, moved in the range of grey levels that a picture has and rounded to
 levels at the end: all values are 0 to 255, the losses reported are those of rounded pictures, and
@@ -45,8 +46,13 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the pictures are made. The priors' weights are of means over pixels, grey levels as 0
-    to 1."""
+    """How the pictures are made. The priors are means over pixels, of grey levels from 0 to 1.
+
+    Chosen on MobileNetV2 of CIFAR-10 at 64 pixels, 40 pictures, by the SQNR of its logits on 500
+    training pictures (``onnxruntime-x86``; 31.8 dB after real pictures, 18.4 after noise): 50 steps
+    30.4 dB without priors, 31.2 with a variation of 1; 100 steps with 0.1 of it 31.1. Longer buys a
+    smaller loss (0.020 for 0.055) and no signal.
+    """
 
     count: int = 100
     seed: int = 0

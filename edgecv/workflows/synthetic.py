@@ -14,7 +14,7 @@ from edgecv.progress import Progress
 from edgecv.spec import Preparation
 from edgecv.workflows.heldout import Warn
 
-POOR = 0.25  # of the noise's loss: two of three deviations were not made up for, in quadrature
+POOR = 0.25  # of the noise's loss, which is of squares: half of the way is left
 
 
 def synthetic_folder(
@@ -33,11 +33,12 @@ def synthetic_folder(
     informative_norms(model)  # says what is wrong before the warning does
     warn(
         f"there are no calibration pictures (--calibration DIR): the integers get their ranges "
-        f"from {wanted.pictures} synthetic ones, made from the statistics in the net's "
-        f"BatchNorms. They cost signal (benchmarks/README.md has the figures), and the proof is "
-        f"made on synthetic pictures as well: it does not say how many answers change on real "
-        f"ones. Better: --calibration DIR with 100 pictures like those that the model will see. "
-        f"At least: edgecv verify FILE --against NAME --data DIR"
+        f"from {wanted.pictures} synthetic ones (calibration.pictures of the recipe), made from "
+        f"the statistics in the net's BatchNorms. What that costs differs from net to net, and "
+        f"nobody has seen it of this one: the proof is made on synthetic pictures as well, and "
+        f"does not say how many answers change on real ones. Better: --calibration DIR with 100 "
+        f"pictures like those that the model will see. At least: edgecv verify FILE --against "
+        f"NAME --data DIR"
     )
     made = synthesize(
         model, preparation, Settings(count=wanted.pictures, seed=wanted.seed), progress

@@ -81,7 +81,7 @@ def test_the_loss_is_what_its_docstring_says():
 
 
 def test_pictures_match_the_statistics_that_noise_misses(net, made):
-    assert made.loss < 0.1 * made.noise
+    assert made.loss < 0.1 * made.noise  # 0.012 of it here
     assert made.loss == statistics_loss(net, P, made.pixels)
     assert made.pixels.dtype == np.uint8
     assert made.pixels.shape == (8, SIZE, SIZE, 3)
@@ -208,5 +208,5 @@ def test_export_without_pictures_end_to_end(tmp_path):
     assert about["statistics_loss"] < 0.2 * about["statistics_loss_of_noise"]
     assert spec.quantization["proof"]["synthetic"] is True
     assert spec.parity["synthetic"] is True
-    # the outputs on seeded pictures, beside the parent's: noise as calibration leaves 18 dB
+    # between the 30 dB that these pictures give and the 18 of noise (benchmarks/synthetic.json)
     assert data["proof"]["outputs"]["logits"]["sqnr_db"] > 24
