@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from edgecv import __version__
 from edgecv.errors import ExportError, InputError
 from edgecv.export.precision import Half, make_half
 from edgecv.export.recipe import InputOverrides, Recipe, recipe_for
+from edgecv.export.synthetic import informative_norms
 from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to_bytes
 from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.graph.pixels import PixelsIn, pixels_in
@@ -114,30 +116,6 @@ def export(
     :class:`~edgecv.errors.ExportError` is raised.
     """
     _check_wishes(precision, calibration, target, end2end=end2end)
-    if precision == "int8":
-        with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
-            whole = export(
-                name,
-                weights=weights,
-                overrides=overrides,
-                opset=opset,
-                batch=batch,
-                output=Path(folder) / "parent.onnx",
-                progress=progress,
-                warn=warn,
-            )
-            made = None
-            if calibration is None:
-                calibration = Path(folder) / "synthetic"
-                made = synthetic_folder(
-                    load_model(whole.weights),
-                    whole.spec.preparation,
-                    whole.weights.recipe.calibration,
-                    calibration,
-                    progress,
-                    warn,
-                )
-            return _integers(whole, calibration, made, target, pixels, output, progress, warn)
     wanted = recipe_for(name, overrides)
     resolved = resolve(wanted, weights, progress)
     if resolved.warning:
@@ -150,7 +128,48 @@ def export(
         )
         overrides = None
     progress("building the net", 1, 4)
-    model = load_model(resolved)
+    net = _Net(resolved, load_model(resolved), overrides)
+    write = partial(_write, net, opset=opset, batch=batch, progress=progress)
+    if precision != "int8":
+        return write(
+            precision=precision, pixels=pixels, end2end=end2end, target=target, output=output
+        )
+    if calibration is None:
+        informative_norms(net.model)  # before minutes of work
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        whole = write(output=Path(folder) / "parent.onnx")
+        made = None
+        if calibration is None:
+            calibration = Path(folder) / "synthetic"
+            p, number = recipe.preparation, recipe.calibration
+            made = synthetic_folder(net.model, p, number, calibration, progress, warn)
+        return _integers(whole, calibration, made, target, pixels, output, progress, warn)
+
+
+@dataclass(frozen=True)
+class _Net:
+    """What is exported: its weights, with the recipe that they are for, and the input flags."""
+
+    weights: ResolvedWeights
+    model: nn.Module
+    overrides: InputOverrides | None
+
+
+def _write(
+    net: _Net,
+    *,
+    opset: int,
+    batch: int | None,
+    progress: Progress,
+    output: str | os.PathLike[str] | None,
+    precision: str = "fp32",
+    pixels: bool = False,
+    end2end: bool = False,
+    target: str | None = None,
+) -> ExportResult:
+    """``net`` as a float file, proven."""
+    resolved, model, overrides = net.weights, net.model, net.overrides
+    recipe = resolved.recipe
     p = recipe.preparation
     progress("exporting", 2, 4)
     shape = (p.channels, p.height, p.width)
@@ -206,7 +225,7 @@ def _check_wishes(
 def _integers(
     parent: ExportResult,
     calibration: str | os.PathLike[str],
-    synthetic: Mapping[str, Any] | None,
+    synthetic: dict[str, Any] | None,
     target: str | None,
     pixels: bool,
     output: str | os.PathLike[str] | None,

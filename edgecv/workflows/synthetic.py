@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from edgecv.export.recipe import Calibration
-from edgecv.export.synthetic import Settings, informative_norms, synthesize
+from edgecv.export.synthetic import Settings, synthesize
 from edgecv.preprocess import unfit_pixels
 from edgecv.progress import Progress
 from edgecv.spec import Preparation
@@ -28,9 +28,8 @@ def synthetic_folder(
     """Fill ``folder``, which is made, with the pictures ``wanted``; returns how they were made.
 
     They are PNG files of which ``preparation`` makes what was optimized, to the bit: from there on
-    nothing tells them from photographs.
+    nothing tells them from photographs. Raises as :func:`edgecv.export.synthetic.synthesize` does.
     """
-    informative_norms(model)  # says what is wrong before the warning does
     warn(
         f"there are no calibration pictures (--calibration DIR): the integers get their ranges "
         f"from {wanted.pictures} synthetic ones (calibration.pictures of the recipe), made from "
