@@ -139,8 +139,8 @@ def main() -> None:
             "environment": environment(),
             "load_average": list(os.getloadavg()),
         }
-    if arguments.o:
-        write_json(arguments.o, {"schema": "edgecv.synthetic/1", **record})
+        if arguments.o:
+            write_json(arguments.o, {"schema": "edgecv.synthetic/1", **record})
 
 
 if __name__ == "__main__":
