@@ -147,9 +147,11 @@ def _parity_lines(spec: ModelSpec) -> dict[str, str]:
     if spec.precision == "int8":
         return {}
     parity = spec.parity
+    found = f"max |difference| {parity['max_abs']:.2e} ({parity['max_rel']:.1e} of the largest)"
+    if (least := parity.get("tolerance_min_sqnr_db")) is not None:
+        found += f", SQNR {parity['sqnr_db']:.1f} dB (rounding alone: {least:.1f} or more)"
     return {
-        "parity": f"max |difference| {parity['max_abs']:.2e} ({parity['max_rel']:.1e} of the "
-        f"largest output), batches {parity['batches']}, {parity['reference']} against "
+        "parity": f"{found}, batches {parity['batches']}, {parity['reference']} against "
         f"{parity['runtime']}"
     }
 

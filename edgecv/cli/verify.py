@@ -71,7 +71,7 @@ def command(
         out.say(f"{len(outcome.saved)} pictures whose answer changed are in {save}")
     for check in outcome.checks:
         word, style = ("passed", "green") if check.passed else ("FAILED", "bold red")
-        out.say(f"  {word}: {check.name} {check.value:.3e}, bound {check.bound:g}", style)
+        out.say(f"  {word}: {check.name} {check.value:.4g}, bound {check.bound:.4g}", style)
     if record is not None:
         out.say(f"recorded in {record}")
     out.result(outcome.to_dict())
@@ -105,8 +105,7 @@ def _show_layers(outcome: Verification, asked: bool, out: Output) -> None:
     if (found := outcome.divergence) is not None:
         out.say(
             f"first node that diverges: {found.node} ({found.op}), tensor {found.tensor}, "
-            f"{found.max_rel:.2e} of its largest value (bound {found.bound:g}), in the "
-            f"{found.graph} graph",
+            f"off by {found.error:.2e} (bound {found.bound:.2g}), in the {found.graph} graph",
             "bold red",
         )
     elif asked and not outcome.layers:

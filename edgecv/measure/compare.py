@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,39 +24,12 @@ UNIT_ROUNDOFF = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # round t
 # sum, a layer that should have stayed in float.
 INT8_BITS_IN_USE = 8 - 3
 INT8_SOURCES = 3  # of noise in one layer's output: its input, its weights, its own rounding
-# Of an FP16 file against its float parent: see fp16_max_rel
-FP16_SOURCES = 2  # of rounding in one layer: its weights, and the values that it gives
-SIGMAS = 4.0  # of 1,000 outputs one in 16 times has one that far off by chance
-DRAWS = 4  # of roundings, whose largest effect is the condition
-EXTREMES = 2.0  # between the furthest outputs of two draws, where noise is heavy-tailed: see there
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul")
 
 
 def layer_count(operators: Mapping[str, int]) -> int:
     """Layers with weights, each of which rounds or quantizes; ``operators``: how many of each."""
     return max(1, sum(operators.get(kind, 0) for kind in LAYERS))
-
-
-def fp16_max_rel(condition: float, layers: int) -> float:
-    """Allowed max_rel of an FP16 file against its FP32 parent.
-
-    Rounding to nearest is uniform noise, of standard deviation u / sqrt(3) where u is the unit
-    roundoff 2^-11. A layer rounds its weights and the values that it gives, independently of the
-    others, so that ``layers`` layers leave ``u * sqrt(2 layers / 3)`` of the largest output. The
-    largest of all outputs lies up to :data:`SIGMAS` of that off where noise is normal. A detector's
-    is not: a few of its 300,000 outputs move 100 times as far as most. There the measure is
-    ``condition``, how far the furthest output moves, relative to the largest, per relative change
-    of the input, taken on the model itself (:func:`condition_of`), times :data:`EXTREMES`.
-
-    Measured, as a share of the bound, the worst of 5 seeded pictures: MobileNetV2 with ImageNet's
-    weights 63%, MobileFaceNet 61%, MobileNetV2 with CIFAR-10's 33%, nets of random weights
-    (LeNet-5, MobileNetV1 to V3, ResNet-18 and 34, U-Net) 2 to 10%: their noise averages out. What
-    trained nets amplify inside, the condition at the input does not see, hence no tighter bound.
-    YOLOX-Nano on 6 photographs: the noise, root mean square, is 0.6 to 1.35 times what the input's
-    predicts, so the model of it is right; the furthest output 0.5 to 1.8 times, hence EXTREMES.
-    """
-    noise = UNIT_ROUNDOFF["fp16"] * math.sqrt(FP16_SOURCES * layers / 3)
-    return max(SIGMAS, EXTREMES * condition) * noise
 
 
 def int8_min_sqnr(layers: int) -> float:
@@ -67,24 +40,6 @@ def int8_min_sqnr(layers: int) -> float:
 def int8_layer_min_sqnr() -> float:
     """Least SQNR, in dB, of one INT8 layer's output when its inputs are exact."""
     return 6.02 * INT8_BITS_IN_USE - 10 * math.log10(INT8_SOURCES)
-
-
-def condition_of(
-    run: Callable[[NDArray[np.floating]], Mapping[str, NDArray[np.generic]]],
-    batch: NDArray[np.floating],
-) -> float:
-    """How much ``run`` amplifies a relative rounding of its input to 11 bits: max_rel over it, the
-    largest of :data:`DRAWS`.
-
-    At least 1: no net is trusted to damp every rounding inside it.
-    """
-    step, rng, still = UNIT_ROUNDOFF["fp16"], np.random.default_rng(0), run(batch)
-    found = 1.0
-    for _ in range(DRAWS):
-        signs = rng.choice(np.asarray([-1.0, 1.0]), batch.shape)
-        moved = (batch * (1 + step * signs)).astype(batch.dtype)
-        found = max(found, compare(run(moved), still).max_rel / step)
-    return found
 
 
 @dataclass(frozen=True)
@@ -131,6 +86,11 @@ def worst(comparisons: Sequence[Comparison]) -> Comparison:
         cosine=min(c.cosine for c in comparisons),
         sqnr_db=min(ratios) if ratios else None,
     )
+
+
+def relative_rms(found: Comparison) -> float:
+    """Root mean square of the difference over that of the reference."""
+    return 0.0 if found.sqnr_db is None else float(10 ** (-found.sqnr_db / 20))
 
 
 def _compare_one(

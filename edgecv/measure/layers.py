@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from edgecv.errors import CheckFailed, InputError, RuntimeFailure
-from edgecv.measure.compare import FP32_MAX_REL, compare
+from edgecv.measure.compare import FP32_MAX_REL, compare, relative_rms
 from edgecv.measure.cut import cut
+from edgecv.measure.rounding import fp16_bound, rough_file, roughened, rounding_noise
 from edgecv.onnxgraph import OnnxGraph, read_graph
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Array
@@ -32,15 +33,16 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 class Divergence:
     """The first tensor, in the graph's order, that is further off than ``bound``.
 
-    ``node`` is its node (or ``input``: the preparation differs), ``op`` the kind; ``max_rel`` as in
-    :class:`~edgecv.measure.compare.Comparison`; ``graph``: ``exported``, or ``optimized`` where the
+    ``node`` is its node (or ``input``: the preparation differs), ``op`` the kind; ``error`` is the
+    largest difference over the largest value, of an FP16 file the root mean square of the one over
+    that of the other; ``graph``: ``exported``, or ``optimized`` where the
     file is right and the runtime's optimizer is not.
     """
 
     node: str
     op: str
     tensor: str
-    max_rel: float
+    error: float
     bound: float
     graph: str
 
@@ -65,45 +67,67 @@ class LayerError:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Ruler:
+    """How far off tensors are, and may be; ``noise``: what FP16 does to each, None: FP32."""
+
+    noise: Mapping[str, float] | None = None
+
+    def bound(self, name: str) -> float:
+        return FP32_MAX_REL if self.noise is None else fp16_bound(self.noise.get(name, 0.0))
+
+    def error(self, a: Array, b: Array) -> float:
+        """Integers and shapes have to be equal."""
+        if a.shape != b.shape:
+            return math.inf
+        if a.dtype.kind != "f" or b.dtype.kind != "f":
+            return 0.0 if np.array_equal(a, b) else math.inf
+        if a.size == 0:
+            return 0.0
+        try:
+            found = compare({"t": a.reshape(1, -1)}, {"t": b.reshape(1, -1)})
+        except CheckFailed:  # NaN or infinite on one side; on both at the same places: agreement
+            return 0.0 if np.array_equal(a, b, equal_nan=True) else math.inf
+        return found.max_rel if self.noise is None else relative_rms(found)
+
+
 def first_divergence(
     candidate: Path,
     reference: Path,
     feeds: Mapping[str, Array],
     reference_feeds: Mapping[str, Array],
     backend: str,
-    bound: float = FP32_MAX_REL,
+    *,
+    half: bool = False,
 ) -> Divergence | None:
     """Compare the tensors that both files make, on one batch; None where all agree.
 
     Each side gets its own input (prepared by its own contract). The reference runs in
     onnxruntime, unoptimized; the candidate on ``backend``, unoptimized where the runtime lets one
-    choose, and then as optimized.
+    choose, and then as optimized. ``half``: the candidate is FP16, and each tensor may be off by
+    what rounding does to it (:mod:`edgecv.measure.rounding`).
     """
     graph, parent = read_graph(candidate), read_graph(reference)
-    mine, theirs = next(iter(feeds.values())), next(iter(reference_feeds.values()))
-    error = _distance(mine, theirs) if mine.shape == theirs.shape else math.inf
-    if error > bound:
-        return Divergence("input", "preparation", next(iter(feeds)), error, bound, "exported")
     common = _common(graph, parent)
     expected = _run_ort(cut(parent, common), reference_feeds, common, optimize=False)
+    ruler = _Ruler(_noise(reference, reference_feeds, common) if half else None)
+    (first, mine), theirs = next(iter(feeds.items())), next(iter(reference_feeds.values()))
+    if (error := ruler.error(mine, theirs)) > ruler.bound(first):
+        where = ("input", "preparation", first)
+        return Divergence(*where, error, ruler.bound(first), "exported")
     if backend not in INTERMEDIATES:
-        return _bisect(graph, common, expected, feeds, backend, bound)
+        return _bisect(graph, common, expected, feeds, backend, ruler)
     if backend == "openvino":
         found = _run_openvino(cut(graph, common), feeds, common)
-        return _first(graph, common, found, expected, bound, "exported")
+        return _first(graph, common, found, expected, ruler, "exported")
     found = _run_ort(cut(graph, common), feeds, common, optimize=False)
-    return _first(graph, common, found, expected, bound, "exported") or _optimized(
-        candidate, graph, feeds, found, expected, bound
+    return _first(graph, common, found, expected, ruler, "exported") or _optimized(
+        candidate, feeds, expected, ruler
     )
 
 
 def _optimized(
-    candidate: Path,
-    graph: OnnxGraph,
-    feeds: Mapping[str, Array],
-    exported: Mapping[str, Array],
-    expected: Mapping[str, Array],
-    bound: float,
+    candidate: Path, feeds: Mapping[str, Array], expected: Mapping[str, Array], ruler: _Ruler
 ) -> Divergence | None:
     """The tensors that are left in onnxruntime's optimized graph (its fusions, in the usual
     layout) against the reference's."""
@@ -120,7 +144,7 @@ def _optimized(
         names = [name for name in optimized.tensors() if name in expected]
         piece = cut(optimized, names)
     found = _run_ort(piece, feeds, names, optimize=False)
-    return _first(optimized, names, found, expected, bound, "optimized")
+    return _first(optimized, names, found, expected, ruler, "optimized")
 
 
 def _first(
@@ -128,15 +152,32 @@ def _first(
     names: Sequence[str],
     found: Mapping[str, Array],
     expected: Mapping[str, Array],
-    bound: float,
+    ruler: _Ruler,
     which: str,
 ) -> Divergence | None:
     for name in names:
-        error = _distance(found[name], expected[name])
-        if error > bound:
+        error = ruler.error(found[name], expected[name])
+        if error > ruler.bound(name):
             node = graph.producers[name]
-            return Divergence(node.label, node.op, name, error, bound, which)
+            return Divergence(node.label, node.op, name, error, ruler.bound(name), which)
     return None
+
+
+def _noise(path: Path, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, float]:
+    """What rounding to FP16 does to the tensors ``names`` of the float file ``path``."""
+    numbers: list[str] = []
+
+    def run(rng: np.random.Generator | None) -> dict[str, Array]:
+        if rng is None:
+            found = _run_ort(cut(read_graph(path), names), feeds, names, optimize=False)
+            numbers.extend(n for n, v in found.items() if v.size and np.isfinite(v).all())
+        else:
+            rough = {name: roughened(values, rng) for name, values in feeds.items()}
+            piece = cut(read_graph(rough_file(path, rng)), numbers)
+            found = _run_ort(piece, rough, numbers, optimize=False)
+        return {name: found[name].reshape(1, -1) for name in numbers}
+
+    return rounding_noise(run)
 
 
 def _bisect(
@@ -145,7 +186,7 @@ def _bisect(
     expected: Mapping[str, Array],
     feeds: Mapping[str, Array],
     backend: str,
-    bound: float,
+    ruler: _Ruler,
 ) -> Divergence | None:
     """For a runtime that shows only outputs: cut the graph at a tensor, run, halve.
 
@@ -160,8 +201,8 @@ def _bisect(
             path = Path(folder) / "cut.onnx"
             path.write_bytes(cut(graph, [name], keep_outputs=False))
             with open_backend(backend, path) as runtime:
-                errors[index] = _distance(runtime.run(feeds)[name], expected[name])
-        return errors[index] > bound
+                errors[index] = ruler.error(runtime.run(feeds)[name], expected[name])
+        return errors[index] > ruler.bound(name)
 
     low, high = 0, len(names) - 1
     if not names or not off(high):
@@ -174,8 +215,9 @@ def _bisect(
             low = middle + 1
     if low not in errors:
         off(low)
-    node = graph.producers[names[low]]
-    return Divergence(node.label, node.op, names[low], errors[low], bound, "exported")
+    name = names[low]
+    node, bound = graph.producers[name], ruler.bound(name)
+    return Divergence(node.label, node.op, name, errors[low], bound, "exported")
 
 
 def rank_layers(
@@ -266,20 +308,6 @@ def _common(graph: OnnxGraph, other: OnnxGraph) -> list[str]:
             "with the same version of EdgeCV"
         )
     return found
-
-
-def _distance(a: Array, b: Array) -> float:
-    """Largest difference over the largest value; integers and shapes have to be equal."""
-    if a.shape != b.shape:
-        return math.inf
-    if a.dtype.kind != "f" or b.dtype.kind != "f":
-        return 0.0 if np.array_equal(a, b) else math.inf
-    if a.size == 0:
-        return 0.0
-    try:
-        return compare({"t": a.reshape(1, -1)}, {"t": b.reshape(1, -1)}).max_rel
-    except CheckFailed:  # NaN or infinite on one side; on both at the same places it is agreement
-        return 0.0 if np.array_equal(a, b, equal_nan=True) else math.inf
 
 
 def _run_ort(

@@ -47,7 +47,7 @@ STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 DEPTH, WIDTH, RESOLUTION = 1.2, 1.1, 1.15  # alpha, beta, gamma: section 3.3 of the paper
 BASE_SIZE = 224  # pixels, of B0
-DROP_PATH = 0.2  # of the last block; the earlier ones' share grows with depth
+DROP_PATH = 0.2  # after the last block; the earlier ones' share grows with depth
 
 
 class Scaling(NamedTuple):
@@ -59,6 +59,7 @@ class Scaling(NamedTuple):
     dropout: float
     eps: float = 1e-5  # of BatchNorm: the published B5 to B7 come from TensorFlow with another
     momentum: float = 0.1
+    drop_path: float = DROP_PATH
 
 
 VARIANTS = {  # the authors rounded the law's numbers by hand; phi is where it comes closest
@@ -129,7 +130,7 @@ class EfficientNet(Classifier):
             out_channels = make_divisible(stage.channels * scaling.width)
             for block in range(count):
                 stride = stage.stride if block == 0 else 1
-                drop_path = DROP_PATH * position / sum(repeats)
+                drop_path = scaling.drop_path * position / sum(repeats)
                 blocks.append(MBConv(channels, out_channels, stage, stride, drop_path, conv))
                 channels = out_channels
                 position += 1
@@ -148,18 +149,36 @@ class EfficientNet(Classifier):
 
 
 def efficientnet(
-    num_classes: int = 1000, *, variant: str = "b0", phi: float | None = None
+    num_classes: int = 1000,
+    *,
+    variant: str = "b0",
+    phi: float | None = None,
+    width: float = 1.0,
+    dropout: float | None = None,
+    drop_path: float = DROP_PATH,
 ) -> EfficientNet:
     """EfficientNet (arXiv:1905.11946), input ``[N, 3, H, W]``, logits ``[N, num_classes]``.
 
     ``variant`` is ``b0`` to ``b7`` with the published numbers; ``phi`` (0 or more) takes the
     compound law's own instead (:func:`compound_scaling`, which also names the size to train at).
+    ``width`` scales that net's channels once more, rounded to a multiple of 8. ``dropout`` (the
+    variant's where None) and ``drop_path`` count in training only.
     """
     if variant not in VARIANTS:
         raise RecipeError(f"efficientnet: variant must be b0 to b7, got {variant!r}")
     if phi is not None and not 0 <= phi <= 10:
         raise RecipeError(f"efficientnet: phi must be 0 to 10, got {phi}")
+    if not width > 0:
+        raise RecipeError(f"efficientnet: width must be greater than 0, got {width}")
+    for name, value in (("dropout", dropout), ("drop_path", drop_path)):
+        if value is not None and not 0 <= value < 1:
+            raise RecipeError(f"efficientnet: {name} must be from 0 to below 1, got {value}")
     scaling = VARIANTS[variant] if phi is None else compound_scaling(phi)
+    scaling = scaling._replace(
+        width=scaling.width * width,
+        dropout=scaling.dropout if dropout is None else dropout,
+        drop_path=drop_path,
+    )
     model = EfficientNet(num_classes, scaling)
     initialise(model)
     return model

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+Norm: TypeAlias = _BatchNorm  # of any dimension, synchronized or not
 
 
 def norms_of(model: nn.Module) -> dict[str, Norm]:

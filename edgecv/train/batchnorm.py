@@ -12,7 +12,38 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from edgecv.models.norms import is_blank, is_fresh
+from edgecv.models.norms import is_blank, is_fresh, norms_of
+from edgecv.train.settings import TrainConfig
+from edgecv.train.task import Task
+
+STATISTICS = 2048  # samples from which a folded BatchNorm's statistics are measured
+
+
+def train_mode(model: nn.Module, norms: str) -> None:
+    """Training mode, but BatchNorms that are frozen go on using the statistics that they have."""
+    model.train()
+    for norm in norms_of(model).values():
+        if norms == "frozen" or _frozen(norm):
+            norm.eval()
+
+
+def learning_norms(model: nn.Module, norms: str) -> bool:
+    """Whether any BatchNorm of ``model`` takes the batches' statistics in :func:`train_mode`."""
+    return norms == "train" and any(not _frozen(m) for m in norms_of(model).values())
+
+
+def unfold(model: nn.Module, task: Task, config: TrainConfig) -> None:
+    """Give folded BatchNorms that are about to learn their statistics, by the task's samples."""
+    if not (is_folded(model) and learning_norms(model, config.norms)):
+        return
+    generator = torch.Generator().manual_seed(config.seed * 10_000)
+    samples = torch.split(task.order(generator)[:STATISTICS], 256)
+    reestimate(model, (task.plain(index) for index in samples))
+
+
+def _frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def is_folded(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from edgecv.errors import InputError
 from edgecv.progress import Progress, silent
+from edgecv.train.batchnorm import train_mode, unfold
 from edgecv.train.schedule import make_optimizer
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
@@ -36,9 +37,13 @@ class RangeTest:
 def range_test(
     model: nn.Module, task: Task, config: TrainConfig, steps: int = 100, progress: Progress = silent
 ) -> RangeTest:
-    """Try rates from 1e-6 to 1 on a copy of ``model``, one batch each, on the CPU."""
+    """Try rates from 1e-6 to 1 on a copy of ``model``, one batch each, on the CPU.
+
+    What is frozen in ``model``, and by ``config``, is frozen here.
+    """
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.train()
+    unfold(model, task, config)
+    train_mode(model, config.norms)
     optimizer = make_optimizer(model, config)
     generator = torch.Generator().manual_seed(config.seed * 10_000 + 1)
     torch.manual_seed(config.seed)

@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
 
 from edgecv.errors import InputError
 from edgecv.train import checkpoint
-from edgecv.train.batchnorm import is_folded, reestimate
+from edgecv.train.batchnorm import learning_norms, train_mode, unfold
 from edgecv.train.checkpoint import Position, State
 from edgecv.train.journal import Journal
 from edgecv.train.schedule import make_optimizer, rate
@@ -38,7 +37,6 @@ from edgecv.train.task import Task
 
 CHECKPOINT = "checkpoint.pt"
 MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # accelerate's words
-STATISTICS = 2048  # samples from which a folded BatchNorm's statistics are measured
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -88,8 +86,8 @@ class _Run:
         self.processes: int = self.accelerator.num_processes
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         state = checkpoint.load(self.path, identity)
-        if state is None and is_folded(model) and _learning_norms(model, config.norms):
-            reestimate(model, self._plain_batches())
+        if state is None:
+            unfold(model, task, config)
         self.net, self.smallest = self._synchronized(model), self._smallest_part(model)
         optimizer = make_optimizer(self.net, config)
         self.model, self.optimizer = self.accelerator.prepare(self.net, optimizer)
@@ -149,7 +147,7 @@ class _Run:
     def _steps(self, batches: list[Tensor], generator: torch.Generator, started: float) -> float:
         """The epoch's remaining steps; the sum of its samples' losses."""
         epoch, steps = self.position.epoch, len(batches)
-        _train_mode(self.model, self.config.norms)
+        train_mode(self.model, self.config.norms)
         saved = started
         for step in range(self.position.step, steps):
             index = batches[step]
@@ -229,13 +227,8 @@ class _Run:
         rank = self.accelerator.process_index
         return slice(count * rank // self.processes, count * (rank + 1) // self.processes)
 
-    def _plain_batches(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.config.seed * 10_000)
-        for index in torch.split(self.task.order(generator)[:STATISTICS], 256):
-            yield self.task.plain(index)
-
     def _synchronized(self, model: nn.Module) -> nn.Module:
-        if self.processes == 1 or not _learning_norms(model, self.config.norms):
+        if self.processes == 1 or not learning_norms(model, self.config.norms):
             return model
         if self.accelerator.device.type != "cuda":
             raise InputError(
@@ -248,7 +241,7 @@ class _Run:
 
     def _smallest_part(self, model: nn.Module) -> int:
         """The fewest samples that a batch may have: BatchNorm knows no spread of one."""
-        each = 2 if _learning_norms(model, self.config.norms) else 1
+        each = 2 if learning_norms(model, self.config.norms) else 1
         if self.config.batch < each * self.processes:
             raise InputError(
                 f"batch = {self.config.batch}: expected at least {each * self.processes} "
@@ -306,27 +299,6 @@ def _cut(order: Tensor, size: int, smallest: int) -> list[Tensor]:
             f"{len(order)} samples in an epoch are fewer than the {smallest} that one batch needs"
         )
     return batches
-
-
-def _norms(model: nn.Module) -> Iterator[nn.Module]:
-    return (m for m in model.modules() if isinstance(m, _BatchNorm))
-
-
-def _frozen(module: nn.Module) -> bool:
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(p.requires_grad for p in parameters)
-
-
-def _learning_norms(model: nn.Module, norms: str) -> bool:
-    return norms == "train" and any(not _frozen(m) for m in _norms(model))
-
-
-def _train_mode(model: nn.Module, norms: str) -> None:
-    """Training mode, but BatchNorms that are frozen go on using the statistics that they have."""
-    model.train()
-    for norm in _norms(model):
-        if norms == "frozen" or _frozen(norm):
-            norm.eval()
 
 
 @contextlib.contextmanager

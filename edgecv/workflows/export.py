@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,14 @@ from edgecv import __version__
 from edgecv.errors import ExportError, InputError
 from edgecv.export.precision import Half, make_half
 from edgecv.export.recipe import InputOverrides, Recipe, recipe_for
+from edgecv.export.rough import rough_net
 from edgecv.export.synthetic import informative_norms
 from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to_bytes
 from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.graph.pixels import PixelsIn, pixels_in
 from edgecv.measure import selftest
-from edgecv.measure.compare import (
-    FP32_MAX_REL,
-    compare,
-    condition_of,
-    fp16_max_rel,
-    layer_count,
-    worst,
-)
+from edgecv.measure.compare import FP32_MAX_REL, Comparison, compare_each, worst
+from edgecv.measure.rounding import fp16_margin, roughened, rounding_noise
 from edgecv.preprocess import list_pictures
 from edgecv.progress import Progress, silent
 from edgecv.quantize.targets import policy_for
@@ -111,8 +106,8 @@ def export(
     current folder. ``end2end`` appends decoding and NMS to a detector's graph
     (:mod:`edgecv.workflows.end2end`); with ``target`` ``tensorrt`` NMS is TensorRT's own plugin.
     The file is compared with PyTorch before it gets its name: where the outputs differ by more than
-    :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest, or by more than
-    :func:`~edgecv.measure.compare.fp16_max_rel` allows an FP16 file, nothing is written and
+    :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest, or those of an FP16 file have less
+    SQNR than :func:`~edgecv.measure.rounding.fp16_min_sqnr` asks for, nothing is written and
     :class:`~edgecv.errors.ExportError` is raised.
     """
     _check_wishes(precision, calibration, target, end2end=end2end)
@@ -184,9 +179,11 @@ def _write(
     suffix = "" if precision == "fp32" else f"-{precision}"
     path = Path(output) if output is not None else Path(f"{recipe.name}{suffix}.onnx")
     progress("proving parity", 3, 4)
-    allowed = FP32_MAX_REL if half is None else _half_bound(spec, p, model, nodes)
-    test = {**spec.self_test, "max_rel": allowed}
-    spec = replace(spec, parity=_prove(data, spec, p, model, allowed), self_test=test)
+    if half is not None:
+        seen = selftest.inputs(p, selftest.SEED, selftest.COUNT)
+        noise = _noise(model, seen, recipe.outputs)
+        spec = replace(spec, self_test=selftest.with_noise(spec.self_test, noise))
+    spec = replace(spec, parity=_prove(data, spec, p, model))
     if end2end:
         data, spec = with_nms(data, spec, form_for(target))
     write_spec(data, spec, path)
@@ -344,53 +341,63 @@ def torch_outputs(
     return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
-def _half_bound(
-    spec: ModelSpec, preparation: Preparation, model: nn.Module, nodes: Mapping[str, int]
-) -> float:
-    """What FP16 may cost this net, by its depth and by how much it amplifies."""
-    names = [tensor.name for tensor in spec.outputs]
-    batch = selftest.inputs(preparation, PARITY_SEED, 1)
-    return fp16_max_rel(
-        condition_of(lambda x: torch_outputs(model, x, names), batch), layer_count(nodes)
-    )
+def _noise(model: nn.Module, batch: NDArray[np.float32], names: Sequence[str]) -> dict[str, float]:
+    """What rounding to FP16 does to each output of ``model`` on a prepared batch."""
+
+    def run(rng: np.random.Generator | None) -> dict[str, NDArray[np.float32]]:
+        if rng is None:
+            return torch_outputs(model, batch, names)
+        return torch_outputs(rough_net(model, rng), roughened(batch, rng), names)
+
+    return rounding_noise(run)
 
 
 def _prove(
-    data: bytes, spec: ModelSpec, preparation: Preparation, model: nn.Module, allowed: float
+    data: bytes, spec: ModelSpec, preparation: Preparation, model: nn.Module
 ) -> dict[str, Any]:
     """Compare the finished bytes with PyTorch in onnxruntime, at batch 1 and 3.
 
-    The largest difference may be ``allowed`` of the largest output. Both see the same pictures:
-    the file in its own form, the net under ``preparation``.
+    Both see the same pictures: the file in its own form, the net under ``preparation``.
     """
-    dtype = spec.inputs[0].dtype
+    dtype, names = spec.inputs[0].dtype, [tensor.name for tensor in spec.outputs]
     sizes = (1, 3) if isinstance(spec.inputs[0].shape[0], str) else (spec.inputs[0].shape[0],)
-    results = []
+    results: list[Comparison] = []
+    margins: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
         path = Path(folder) / "candidate.onnx"
         write_spec(data, spec, path)
         with open_backend("onnxruntime", path) as candidate:
             for index, size in enumerate(sizes):
                 seed, count = PARITY_SEED + index, int(size)
-                reference = torch_outputs(
-                    model,
-                    selftest.inputs(preparation, seed, count),
-                    [t.name for t in spec.outputs],
-                )
+                given = selftest.inputs(preparation, seed, count)
                 batch = selftest.inputs(spec.preparation, seed, count, dtype)
-                results.append(compare(candidate.run({INPUT: batch}), reference))
+                found = compare_each(
+                    candidate.run({INPUT: batch}), torch_outputs(model, given, names)
+                )
+                results += found.values()
+                if spec.precision == "fp16":
+                    margins.append(fp16_margin(found, _noise(model, given, names)))
             version = candidate.info.version
-    found = worst(results)
-    if found.max_rel > allowed:
-        raise ExportError(
-            f"the ONNX graph does not compute what PyTorch does: the outputs differ by "
-            f"{found.max_rel:.2e} of the largest value (allowed {allowed:g}); nothing was "
-            f"written"
-        )
-    return {
-        **found.to_dict(),
+    total = worst(results)
+    report: dict[str, Any] = {
+        **total.to_dict(),
         "reference": f"torch {torch.__version__}",
         "runtime": f"onnxruntime {version}",
         "batches": [int(size) for size in sizes],
-        "tolerance_max_rel": allowed,
     }
+    if margins:
+        sqnr, least = min(margins, key=lambda pair: pair[0] - pair[1])
+        _hold(sqnr >= least, f"their SQNR is {sqnr:.1f} dB (at least {least:.1f} expected)")
+        return {**report, "tolerance_min_sqnr_db": least}
+    _hold(
+        total.max_rel <= FP32_MAX_REL,
+        f"they differ by {total.max_rel:.2e} of the largest value (allowed {FP32_MAX_REL:g})",
+    )
+    return {**report, "tolerance_max_rel": FP32_MAX_REL}
+
+
+def _hold(passed: bool, what: str) -> None:
+    if not passed:
+        raise ExportError(
+            f"the ONNX graph's outputs are not what PyTorch computes: {what}; nothing was written"
+        )

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from edgecv.errors import InputError, WeightsError
 from edgecv.files import atomic_write, sha256_of
+from edgecv.measure.rounding import rough_file, roughened, rounding_noise
 from edgecv.measure.seeded import seeded_pictures
 from edgecv.model import load
 from edgecv.preprocess import Picture, list_pictures
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from edgecv.export.weights import ResolvedWeights
 
 SEED, COUNT = 11, 6  # two seeded pictures of each block size
+NOISE_PICTURES = 16  # enough for a root mean square; each costs five more runs
 HEIGHT, WIDTH = 270, 390  # neither square nor any net's size: resize and crop have work to do
 
 
@@ -43,6 +46,10 @@ class Inputs:
     description: str
     identity: dict[str, Any]
     root: Path | None = None
+
+    def some(self) -> Sequence[Picture]:
+        """At most :data:`NOISE_PICTURES` of them, evenly spaced."""
+        return self.pictures[:: -(-len(self.pictures) // NOISE_PICTURES)]
 
     @classmethod
     def seeded(cls) -> Inputs:
@@ -67,6 +74,7 @@ class Reference:
     outputs: dict[str, Array]
     name: str
     results: list[Result] | None = None
+    noise: Mapping[str, float] | None = None  # what rounding to FP16 does to each output
 
 
 def reference_for(
@@ -75,18 +83,42 @@ def reference_for(
     weights: str | os.PathLike[str] | None,
     inputs: Inputs,
     progress: Progress,
+    *,
+    noisy: bool = False,
 ) -> Reference:
-    """The reference's outputs on ``inputs``, and its name for people."""
+    """The reference's outputs on ``inputs``, and its name for people.
+
+    ``noisy``: also what rounding to FP16 does to them, which is measured on at most
+    :data:`NOISE_PICTURES` of the pictures; a record has it from where it was made.
+    """
     name = os.fspath(against)
     if name.endswith(".npz"):
-        return Reference(read_record(Path(name), inputs), name)
+        return read_record(Path(name), inputs)
     if name.endswith(".onnx"):
+        noise = rounding_noise(lambda rng: _rough_file(name, rng, inputs)) if noisy else None
         with load(name, backend="onnxruntime") as parent:
             placements: list[Placement] = []
             outputs = outputs_of(parent, inputs.pictures, progress, "reference", placements)
-            return Reference(outputs, name, parent.decode(outputs, placements))
-    outputs = _torch_reference(spec, name, weights, inputs, progress)
-    return Reference(outputs, f"{name} in PyTorch")
+            return Reference(outputs, name, parent.decode(outputs, placements), noise)
+    return _torch_reference(spec, name, weights, inputs, progress, noisy)
+
+
+def _rough_file(name: str, rng: np.random.Generator | None, inputs: Inputs) -> dict[str, Array]:
+    """The outputs of the file ``name``, its weights and inputs roughened by ``rng``."""
+    if rng is None:
+        with load(name, backend="onnxruntime") as model:
+            return outputs_of(model, inputs.some())
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        path = Path(folder) / "rough.onnx"
+        path.write_bytes(rough_file(name, rng))
+        with load(path, backend="onnxruntime") as model:
+            spec = model.spec
+            return collect(
+                lambda batch: model.infer(roughened(batch, rng)),
+                inputs.some(),
+                spec.preparation,
+                dtype=spec.inputs[0].dtype,
+            )
 
 
 def _torch_reference(
@@ -95,21 +127,33 @@ def _torch_reference(
     weights: str | os.PathLike[str] | None,
     inputs: Inputs,
     progress: Progress,
-) -> dict[str, Array]:
+    noisy: bool,
+) -> Reference:
     # here and not above: comparing with a file or a record needs no torch
+    from edgecv.export.rough import rough_net
     from edgecv.export.weights import load_model
     from edgecv.workflows.export import torch_outputs
 
     _, resolved = _weights_of(spec, name, weights, progress)
-    model = load_model(resolved)
+    model, preparation = load_model(resolved), resolved.recipe.preparation
     names = [tensor.name for tensor in spec.outputs]
-    return collect(
-        lambda batch: torch_outputs(model, batch, names),
-        inputs.pictures,
-        resolved.recipe.preparation,
-        progress,
-        "reference",
-    )
+
+    def exact(batch: Array) -> dict[str, Array]:
+        return torch_outputs(model, batch, names)
+
+    def some(rng: np.random.Generator | None) -> dict[str, Array]:
+        if rng is None:
+            return collect(exact, inputs.some(), preparation)
+        rough = rough_net(model, rng)
+        return collect(
+            lambda batch: torch_outputs(rough, roughened(batch, rng), names),
+            inputs.some(),
+            preparation,
+        )
+
+    noise = rounding_noise(some) if noisy else None
+    outputs = collect(exact, inputs.pictures, preparation, progress, "reference")
+    return Reference(outputs, f"{name} in PyTorch", noise=noise)
 
 
 def _overrides(spec: ModelSpec) -> InputOverrides:
@@ -170,17 +214,18 @@ def export_reference(
     )
 
 
-def write_record(path: Path, outputs: dict[str, Array], reference: str, inputs: Inputs) -> None:
-    meta = {"format": "edgecv.record", "version": 1, "reference": reference}
+def write_record(path: Path, side: Reference, inputs: Inputs) -> None:
+    noise = None if side.noise is None else dict(side.noise)
+    meta = {"format": "edgecv.record", "version": 1, "reference": side.name, "noise": noise}
     text = json.dumps({**meta, "inputs": inputs.identity}, sort_keys=True)
-    arrays = {f"output/{name}": values for name, values in outputs.items()}
+    arrays = {f"output/{name}": values for name, values in side.outputs.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, meta=np.array(text), **arrays)  # type: ignore[arg-type]
     with atomic_write(path) as file:
         file.write(buffer.getvalue())
 
 
-def read_record(path: Path, inputs: Inputs) -> dict[str, Array]:
+def read_record(path: Path, inputs: Inputs) -> Reference:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             meta = json.loads(str(archive["meta"]))
@@ -189,7 +234,9 @@ def read_record(path: Path, inputs: Inputs) -> dict[str, Array]:
                 for key in archive.files
                 if key.startswith("output/")
             }
-            recorded = meta["inputs"]
+            recorded, noise = meta["inputs"], meta.get("noise")
+            if noise is not None:
+                noise = {name: float(noise[name]) for name in outputs}
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such record") from error
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
@@ -201,4 +248,4 @@ def read_record(path: Path, inputs: Inputs) -> dict[str, Array]:
             f"{path}: was recorded on other pictures ({recorded.get('kind')}) than these "
             f"({inputs.description}); give the same folder with --data, or record it again"
         )
-    return outputs
+    return Reference(outputs, str(path), noise=noise)

@@ -129,6 +129,8 @@ def train_recipe(
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
     initial = begin(model, recipe, job, transfer)
     if find:
+        if transfer is not None:  # the flat lr is the head's
+            freeze_up_to(model, transfer.freeze, head_of(model, transfer.head_layers))
         return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
     run = Run(config, folder, _reporter(job), {"recipe": recipe.name, "initial": initial, **given})
     if transfer is None:

@@ -26,14 +26,13 @@ from edgecv.measure.compare import (
     FP32_MAX_REL,
     Comparison,
     compare_each,
-    condition_of,
-    fp16_max_rel,
     int8_layer_min_sqnr,
     int8_min_sqnr,
     layer_count,
     worst,
 )
 from edgecv.measure.layers import Divergence, LayerError, first_divergence, rank_layers
+from edgecv.measure.rounding import fp16_margin
 from edgecv.model import Model, load
 from edgecv.onnxgraph import read_graph
 from edgecv.preprocess import open_picture, prepare, stack
@@ -42,13 +41,14 @@ from edgecv.results import Placement, Result
 from edgecv.runtimes.base import Array
 from edgecv.spec import ModelSpec, read_spec
 from edgecv.workflows.reference import (
-    SEED,
     Inputs,
     export_reference,
     reference_for,
     write_record,
 )
 from edgecv.workflows.stream import outputs_of
+
+EXACT_DB = 200.0  # stands for the SQNR of outputs that do not differ at all
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def verify(
     ``data``: a folder of pictures (default: seeded ones). ``record`` keeps the reference's
     answers as ``.npz``, for machines without torch. The bound is that of the file's precision: an
     FP32 file must be within :data:`~edgecv.measure.compare.FP32_MAX_REL` of the largest output, an
-    FP16 file within what :func:`~edgecv.measure.compare.fp16_max_rel` derives, an INT8 file above
+    FP16 file above :func:`~edgecv.measure.rounding.fp16_min_sqnr`, an INT8 file above
     :func:`~edgecv.measure.compare.int8_min_sqnr`; ``min_agreement``, ``min_cosine`` and
     ``max_drop`` (points) are gates of the caller's.
 
@@ -194,9 +194,15 @@ def verify(
                 f"as an .onnx file or a recipe"
             )
         inputs = Inputs.seeded() if data is None else Inputs.folder(Path(data))
-        side = reference_for(model.spec, against, weights, inputs, progress)
+        noisy = record is not None or model.spec.precision == "fp16"
+        side = reference_for(model.spec, against, weights, inputs, progress, noisy=noisy)
+        if model.spec.precision == "fp16" and side.noise is None:
+            raise InputError(
+                f"{against}: does not say what rounding to FP16 does to its answers, as records of "
+                f"this version do; record it again, where the reference is"
+            )
         if record is not None:
-            write_record(Path(record), side.outputs, side.name, inputs)
+            write_record(Path(record), side, inputs)
         placements: list[Placement] = []
         outputs = outputs_of(model, inputs.pictures, progress, "candidate", placements)
         mine = model.decode(outputs, placements)
@@ -210,6 +216,7 @@ def verify(
                 side.name,
                 inputs.description,
                 float(np.mean(same)),
+                noise=side.noise,
             )
         )
         if max_drop is not None:
@@ -243,6 +250,7 @@ def _self_test(model: Model) -> Verification:
         f"{spec.self_test['count']} seeded pictures",
         agreement,
         bound=float(spec.self_test.get("max_rel", FP32_MAX_REL)),
+        noise=spec.self_test.get("noise"),
     )
 
 
@@ -253,7 +261,9 @@ def _judge(
     name: str,
     inputs: str,
     agreement: float | None,
+    *,
     bound: float | None = None,
+    noise: Mapping[str, float] | None = None,
 ) -> Verification:
     """Compare two sides' outputs, and hold them to what the file's precision promises."""
     each = compare_each(outputs, reference)
@@ -265,29 +275,30 @@ def _judge(
         comparison,
         each,
         agreement,
-        (_own_check(model, comparison, bound),),
+        (_own_check(model, each, bound, noise),),
         info.backend,
         info.precision,
         targets.mismatch(model.spec, info.backend),
     )
 
 
-def _own_check(model: Model, comparison: Comparison, bound: float | None) -> Check:
+def _own_check(
+    model: Model,
+    each: Mapping[str, Comparison],
+    bound: float | None,
+    noise: Mapping[str, float] | None,
+) -> Check:
     """The bound that follows from the file's precision, or from its self-test."""
-    precision = model.spec.precision
-    if bound is None and precision == "int8":
-        least, found = int8_min_sqnr(_layer_count(model)), comparison.sqnr_db
-        value = 200.0 if found is None else found  # None: no difference at all
+    precision, found = model.spec.precision, worst(list(each.values()))
+    if precision == "fp16" and noise is not None:
+        value, least = fp16_margin(each, noise)
+        return Check("sqnr_db", min(value, EXACT_DB), least, value >= least)
+    if precision == "int8" and bound is None:
+        least = int8_min_sqnr(_layer_count(model))
+        value = EXACT_DB if found.sqnr_db is None else found.sqnr_db
         return Check("sqnr_db", value, least, value >= least)
-    if bound is None:
-        bound = FP32_MAX_REL if precision == "fp32" else _fp16_bound(model)
-    return Check("max_rel", comparison.max_rel, bound, comparison.max_rel <= bound)
-
-
-def _fp16_bound(model: Model) -> float:
-    batch = selftest.inputs(model.spec.preparation, SEED, 1, model.spec.inputs[0].dtype)
-    condition = 1.0 if batch.dtype.kind != "f" else condition_of(model.infer, batch)
-    return fp16_max_rel(condition, _layer_count(model))
+    bound = FP32_MAX_REL if bound is None else bound
+    return Check("max_rel", found.max_rel, bound, found.max_rel <= bound)
 
 
 def _layer_count(model: Model) -> int:
@@ -360,14 +371,13 @@ def _with_layers(
             lowest = min((one.sqnr_db for one in ranked if one.sqnr_db is not None), default=200.0)
             check = Check("worst layer, sqnr_db", lowest, least, lowest >= least)
             return replace(verdict, layers=tuple(ranked), checks=(*verdict.checks, check))
-        bound = FP32_MAX_REL if spec.precision == "fp32" else _fp16_bound(model)
         divergence = first_divergence(
             candidate,
             parent,
             {spec.inputs[0].name: mine},
             {other.inputs[0].name: theirs},
             model.info.backend,
-            bound,
+            half=spec.precision == "fp16",
         )
         return replace(verdict, divergence=divergence)
 

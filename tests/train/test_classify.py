@@ -17,7 +17,9 @@ from edgecv.export.weights import read_state_dict
 from edgecv.spec import Preparation
 from edgecv.train.batchnorm import is_folded
 from edgecv.train.data import load_pictures, split
+from edgecv.train.finder import range_test
 from edgecv.train.settings import TrainConfig, typed
+from edgecv.train.task import Batch
 from edgecv.train.transfer import freeze_up_to, head_of, tail_of, unfreeze_from
 from edgecv.workflows.startweights import start_from
 from edgecv.workflows.train import RateResult, read_table, train_recipe
@@ -207,6 +209,52 @@ def test_finding_a_rate(recipe, pictures, tmp_path):
     assert isinstance(result, RateResult)
     assert 1e-6 < result.proposed < 1
     assert result.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_rate_is_found_for_what_will_learn(recipe, pictures, tmp_path, monkeypatch):
+    """With transfer the head alone, BatchNorm as it will be; the model itself is left alone."""
+    seen = {}
+
+    def spy(model, task, config, progress):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        seen["learns"] = [n for n, p in model.named_parameters() if p.requires_grad]
+        found = range_test(model, task, config, steps=3, progress=progress)
+        seen["same"] = all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+        return found
+
+    monkeypatch.setattr("edgecv.workflows.train.range_test", spy)
+    settings = ["find_lr=true", "transfer.cached=false"]
+    train_recipe(str(recipe), pictures, settings, tmp_path / "run")
+    whole = {n.rpartition(".")[0] for n, _ in _net(recipe.parent, 2).named_parameters()}
+    assert {n.rpartition(".")[0] for n in seen["learns"]} < whole
+    assert len(seen["learns"]) == 2  # the last dense layer's
+    assert seen["same"]
+
+
+def test_frozen_norms_stay_frozen_in_the_range_test(monkeypatch):
+    modes = []
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    net[1].register_forward_hook(lambda module, x, y: modes.append(module.training))
+
+    class Ones:
+        metric = "top1"
+
+        def order(self, generator):
+            return torch.arange(8)
+
+        def plain(self, index):
+            return torch.ones(len(index), 3, 1, 1)
+
+        def draw(self, index, part, generator):
+            return Batch(self.plain(index), torch.zeros(len(index), dtype=torch.long), 1.0)
+
+        def loss(self, outputs, targets):
+            return nn.functional.cross_entropy(outputs, targets)
+
+    for norms in ("frozen", "train"):
+        modes.clear()
+        range_test(net, Ones(), TrainConfig(batch=4, norms=norms), steps=3)
+        assert set(modes) == {norms == "train"}
 
 
 def test_keys_that_mean_nothing_are_refused(recipe, pictures, tmp_path):
