@@ -186,7 +186,9 @@ def test_copies_under_other_names_are_recognised(plain, pictures, tmp_path):
 def test_the_contract_in_the_file(done):
     spec = read_spec(done.path)
     assert (spec.precision, spec.target, spec.task) == ("int8", TARGET, "classify")
-    assert spec.quantization["calibration"] == {"pictures": 48, "seed": 0}
+    real = {"pictures": 48, "seed": 0, "provenance": "pictures", "synthetic": None}
+    assert spec.quantization["calibration"] == real
+    assert spec.quantization["proof"]["synthetic"] is False
     assert spec.quantization["proof"]["agreement"] == round(done.proof.agreement, 6)
     assert edgecv.verify(done.path).passed
 
