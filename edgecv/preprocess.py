@@ -192,6 +192,27 @@ def _geometry(
     return (new_width, new_height), (left, top) if centered else (0, 0), canvas, (scale, scale)
 
 
+def unfit_pixels(pixels: Pixels, p: Preparation) -> Image.Image:
+    """The inverse of :func:`fit_pixels`: a picture that it makes ``pixels`` of, not resampling.
+
+    ``pixels`` is uint8 ``[height, width, channels]``, in the order of ``p``. What a crop will cut
+    off repeats the border; what it will pad is lost.
+    """
+    if p.fit == "crop":
+        short = p.resize or min(p.height, p.width)
+        upright = p.height > p.width
+        height = max(short, p.height) if upright else short
+        width = short if upright else max(short, p.width)
+        rows, columns = (
+            (np.arange(whole) - _corner(whole - part, p.crop_rounding)).clip(0, part - 1)
+            for whole, part in ((height, p.height), (width, p.width))
+        )
+        pixels = pixels[rows][:, columns]
+    if p.color == "gray":
+        pixels = np.repeat(pixels, 3, axis=2)
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1] if p.color == "bgr" else pixels))
+
+
 def _resample(picture: Image.Image | Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     if interpolation == "opencv-linear":
         return opencv_linear(np.asarray(picture), *size)

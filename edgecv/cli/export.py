@@ -44,7 +44,8 @@ def command(
         bool, typer.Option("--end2end", help="Decoding and NMS in the graph (detectors).")
     ] = False,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Pictures that give INT8 its ranges.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Pictures that give INT8 its ranges; default: synthetic."),
     ] = None,
     target: Annotated[
         str | None,

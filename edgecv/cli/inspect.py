@@ -46,6 +46,9 @@ def command(
             f"max_rel {spec.parity['max_rel']:.1e}, cosine {spec.parity['cosine']:.9f}, "
             f"{spec.parity['reference']} against {spec.parity['runtime']}"
         )
+    if calibration := spec.quantization.get("calibration"):
+        kind = "synthetic pictures" if calibration.get("synthetic") else "pictures"
+        pairs["calibrated on"] = f"{calibration['pictures']} {kind}"
     layers: tuple[Saturation, ...] = ()
     if spec.precision == "int8" and not is_engine(model):  # an engine is for a GPU
         layers = saturation(model)

@@ -9,6 +9,7 @@ import typer
 
 from edgecv.cli.options import TARGETS, OutputOption, PixelsOption
 from edgecv.cli.output import JsonOption, Output
+from edgecv.errors import InputError
 
 if TYPE_CHECKING:
     from edgecv.workflows.quantize import QuantizeResult
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An FP32 file.")],
     calibration: Annotated[
-        Path, typer.Option(metavar="DIR", help="Pictures that give the ranges.")
-    ],
+        Path | None, typer.Option(metavar="DIR", help="Pictures that give the ranges (required).")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DATASET", help="Pictures, best labelled, that prove the file."),
@@ -47,9 +48,15 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize an FP32 file to INT8, and prove what became of it."""
-    from edgecv.workflows.quantize import quantize
+    from edgecv.workflows.quantize import FEW, quantize
 
     out = Output(as_json)
+    if calibration is None:
+        raise InputError(
+            "quantize needs --calibration DIR: a folder of pictures like those that the model will "
+            f"see, {FEW} or more. Without any, `edgecv export NAME --precision int8` makes "
+            "synthetic ones from the BatchNorms of the torch net, which an ONNX file has no more"
+        )
     with out.progress() as progress:
         result = quantize(
             model,

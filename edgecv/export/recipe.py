@@ -44,7 +44,8 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Defaults of quantization."""
+    """How many synthetic pictures `export --precision int8` makes where it is given none, and by
+    which seed."""
 
     pictures: int = 100
     seed: int = 0

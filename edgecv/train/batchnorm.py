@@ -7,12 +7,12 @@ step replaces the statistics with the batch's, and the net computes something el
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgecv.models.norms import is_blank, is_fresh, norms_of
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
 
@@ -22,14 +22,14 @@ STATISTICS = 2048  # samples from which a folded BatchNorm's statistics are meas
 def train_mode(model: nn.Module, norms: str) -> None:
     """Training mode, but BatchNorms that are frozen go on using the statistics that they have."""
     model.train()
-    for norm in _norms(model):
+    for norm in norms_of(model).values():
         if norms == "frozen" or _frozen(norm):
             norm.eval()
 
 
 def learning_norms(model: nn.Module, norms: str) -> bool:
     """Whether any BatchNorm of ``model`` takes the batches' statistics in :func:`train_mode`."""
-    return norms == "train" and any(not _frozen(m) for m in _norms(model))
+    return norms == "train" and any(not _frozen(m) for m in norms_of(model).values())
 
 
 def unfold(model: nn.Module, task: Task, config: TrainConfig) -> None:
@@ -39,10 +39,6 @@ def unfold(model: nn.Module, task: Task, config: TrainConfig) -> None:
     generator = torch.Generator().manual_seed(config.seed * 10_000)
     samples = torch.split(task.order(generator)[:STATISTICS], 256)
     reestimate(model, (task.plain(index) for index in samples))
-
-
-def _norms(model: nn.Module) -> Iterator[nn.Module]:
-    return (m for m in model.modules() if isinstance(m, _BatchNorm))
 
 
 def _frozen(module: nn.Module) -> bool:
@@ -57,16 +53,7 @@ def is_folded(model: nn.Module) -> bool:
     part of a net may be fresh, such as a head on a folded trunk.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    blank = all(_all(m.running_mean, 0) and _all(m.running_var, 1) for m in norms)
-    return blank and not all(map(_is_fresh, norms))
-
-
-def _is_fresh(norm: nn.BatchNorm2d) -> bool:
-    return _all(norm.weight, 1) and _all(norm.bias, 0)
-
-
-def _all(tensor: Tensor | None, value: float) -> bool:
-    return bool(torch.all(_buffer(tensor) == value))
+    return all(map(is_blank, norms)) and not all(map(is_fresh, norms))
 
 
 @torch.no_grad()
@@ -79,7 +66,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     are not the identity that they seem: they take the batches' statistics, as in training.
     """
     every = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    fresh = [m for m in every if _is_fresh(m)]
+    fresh = [m for m in every if is_fresh(m)]
     norms = [m for m in every if m not in fresh]
     sums = {m: torch.zeros(2, m.num_features, dtype=torch.float64) for m in norms}
     counts = dict.fromkeys(norms, 0)

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edgecv.errors import ExportError, InputError
 from edgecv.export.precision import Half, make_half
 from edgecv.export.recipe import InputOverrides, Recipe, recipe_for
 from edgecv.export.rough import rough_net
+from edgecv.export.synthetic import informative_norms
 from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to_bytes
 from edgecv.export.weights import ResolvedWeights, load_model, resolve
 from edgecv.graph.pixels import PixelsIn, pixels_in
@@ -35,7 +37,8 @@ from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import PLUGIN_TARGET, form_for, with_nms
 from edgecv.workflows.proof import machine_target
-from edgecv.workflows.quantize import FEW, QuantizeResult, quantize
+from edgecv.workflows.quantize import QuantizeResult, quantize
+from edgecv.workflows.synthetic import synthetic_folder
 
 RANGES_SEED = 11  # of the pictures on which FP16's headroom is measured
 RANGES_COUNT = 6
@@ -96,7 +99,9 @@ def export(
 
     ``batch`` is a fixed size, or ``None`` for a dynamic one; ``precision`` is ``fp32``, ``fp16``
     or ``int8``, which is :func:`edgecv.quantize` on the FP32 file, by the pictures of the folder
-    ``calibration``, for ``target``; with ``pixels`` the file takes uint8 pixels ``[N, H, W, C]``.
+    ``calibration`` or, without it, by synthetic ones (:mod:`edgecv.export.synthetic`; as many as
+    the recipe's ``calibration.pictures``), for ``target``; with ``pixels`` the file takes uint8
+    pixels ``[N, H, W, C]``.
     ``output`` defaults to the recipe's name (``NAME-fp16.onnx``, ``NAME-int8-TARGET.onnx``) in the
     current folder. ``end2end`` appends decoding and NMS to a detector's graph
     (:mod:`edgecv.workflows.end2end`); with ``target`` ``tensorrt`` NMS is TensorRT's own plugin.
@@ -106,19 +111,6 @@ def export(
     :class:`~edgecv.errors.ExportError` is raised.
     """
     _check_wishes(precision, calibration, target, end2end=end2end)
-    if calibration is not None:
-        with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
-            whole = export(
-                name,
-                weights=weights,
-                overrides=overrides,
-                opset=opset,
-                batch=batch,
-                output=Path(folder) / "parent.onnx",
-                progress=progress,
-                warn=warn,
-            )
-            return _integers(whole, calibration, target, pixels, output, progress, warn)
     wanted = recipe_for(name, overrides)
     resolved = resolve(wanted, weights, progress)
     if resolved.warning:
@@ -131,7 +123,48 @@ def export(
         )
         overrides = None
     progress("building the net", 1, 4)
-    model = load_model(resolved)
+    net = _Net(resolved, load_model(resolved), overrides)
+    write = partial(_write, net, opset=opset, batch=batch, progress=progress)
+    if precision != "int8":
+        return write(
+            precision=precision, pixels=pixels, end2end=end2end, target=target, output=output
+        )
+    if calibration is None:
+        informative_norms(net.model)  # before minutes of work
+    with tempfile.TemporaryDirectory(prefix="edgecv-") as folder:
+        whole = write(output=Path(folder) / "parent.onnx")
+        made = None
+        if calibration is None:
+            calibration = Path(folder) / "synthetic"
+            p, number = recipe.preparation, recipe.calibration
+            made = synthetic_folder(net.model, p, number, calibration, progress, warn)
+        return _integers(whole, calibration, made, target, pixels, output, progress, warn)
+
+
+@dataclass(frozen=True)
+class _Net:
+    """What is exported: its weights, with the recipe that they are for, and the input flags."""
+
+    weights: ResolvedWeights
+    model: nn.Module
+    overrides: InputOverrides | None
+
+
+def _write(
+    net: _Net,
+    *,
+    opset: int,
+    batch: int | None,
+    progress: Progress,
+    output: str | os.PathLike[str] | None,
+    precision: str = "fp32",
+    pixels: bool = False,
+    end2end: bool = False,
+    target: str | None = None,
+) -> ExportResult:
+    """``net`` as a float file, proven."""
+    resolved, model, overrides = net.weights, net.model, net.overrides
+    recipe = resolved.recipe
     p = recipe.preparation
     progress("exporting", 2, 4)
     shape = (p.channels, p.height, p.width)
@@ -176,23 +209,20 @@ def _check_wishes(
                 f"--end2end, --target {PLUGIN_TARGET} takes TensorRT's own NMS"
             )
         return
-    if calibration is None:
-        raise InputError(
-            "precision int8 needs --calibration DIR: a folder of pictures like those that the "
-            f"model will see, {FEW} or more, which give the ranges of its integers"
-        )
     if end2end:
         raise InputError(
             "decoding and NMS stay in float: export with int8 first, then put them behind it: "
             "edgecv export NAME-int8-TARGET.onnx --end2end"
         )
     policy_for(target or machine_target())
-    list_pictures(calibration)
+    if calibration is not None:
+        list_pictures(calibration)
 
 
 def _integers(
     parent: ExportResult,
     calibration: str | os.PathLike[str],
+    synthetic: dict[str, Any] | None,
     target: str | None,
     pixels: bool,
     output: str | os.PathLike[str] | None,
@@ -202,6 +232,7 @@ def _integers(
     done = quantize(
         parent.path,
         calibration=calibration,
+        synthetic=synthetic,
         target=target,
         pixels=pixels,
         output=output,

@@ -37,11 +37,15 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Pictures to judge on; ``dataset`` has labels for them, without those of ``leave_out``."""
+    """Pictures to judge on; ``dataset`` has labels for them, without those of ``leave_out``.
+
+    ``synthetic``: no camera took them, and agreement on them is no accuracy.
+    """
 
     pictures: list[Path]
     dataset: Path | None = None
     leave_out: Callable[[Path], bool] | None = None
+    synthetic: bool = False
 
 
 def held_out(
@@ -51,10 +55,12 @@ def held_out(
     drawn: list[Path],
     seen: Seen,
     warn: Warn,
+    synthetic: bool = False,
 ) -> HeldOut:
     """The pictures of ``data``, else of ``rest``, that are not ``seen``.
 
-    Where there are none the file is proven on what made it (``drawn``), and that is said.
+    ``synthetic`` says what ``rest`` and ``drawn`` are; ``data`` is real. Where there are none the
+    file is proven on what made it (``drawn``), and that is said.
     """
     dataset = None if data is None else Path(data)
     found = rest
@@ -74,6 +80,6 @@ def held_out(
         )
         dataset = None
     if left:
-        return HeldOut(left, dataset, seen)
+        return HeldOut(left, dataset, seen, synthetic and data is None)
     warn("no picture is left to prove the file on: it is proven on those that calibrated it")
-    return HeldOut(drawn)
+    return HeldOut(drawn, synthetic=synthetic)

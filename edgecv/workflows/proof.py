@@ -84,7 +84,10 @@ class Drop:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the INT8 file is, on ``pictures`` that did not make it; ``layers``: worst first."""
+    """What the INT8 file is, on ``pictures`` that did not make it; ``layers``: worst first.
+
+    ``synthetic`` pictures show how far the outputs move, not how many answers change on real ones.
+    """
 
     pictures: int
     outputs: dict[str, Comparison]
@@ -99,10 +102,12 @@ class Proof:
     instructions: tuple[str, ...]
     saturation: tuple[Saturation, ...]  # layers that can saturate on x86 without VNNI
     self_test: dict[str, Any]  # for the contract, which keeps it beside the proof
+    synthetic: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "pictures": self.pictures,
+            "synthetic": self.synthetic,
             "outputs": {name: one.to_dict() for name, one in self.outputs.items()},
             "agreement": round(self.agreement, 6),
             "drop": self.drop.to_dict(),
@@ -171,6 +176,7 @@ class Prover(Closing):
             instructions=simd_flags(),
             saturation=saturation(candidate),
             self_test=self_test,
+            synthetic=held.synthetic,
         )
 
     def judge(self, candidate: Path, judges: Sequence[HeldOut]) -> Drop:

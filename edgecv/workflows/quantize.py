@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,7 @@ def quantize(
     pixels: bool = False,
     learn: int = 0,
     seed: int = 0,
+    synthetic: Mapping[str, Any] | None = None,
     force: bool = False,
     html: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -91,7 +92,8 @@ def quantize(
     the pictures that calibrate and towards the parent's answers, move scales, biases and weights
     (needs torch, and about half a second a step for MobileNetV2 on one core). It brings outputs
     closer, not always answers (``benchmarks/README.md``): compare the proof with the file's that
-    has not learned.
+    has not learned. ``synthetic`` (JSON values) says how the pictures of ``calibration`` were made,
+    where no camera took them: the file keeps it, and without ``data`` says that they proved it.
 
     Raises :class:`~edgecv.errors.CheckFailed` where the file drops more than ``max_drop`` all the
     same, or is not faster than its parent on the target at hand, unless ``force``; nothing is
@@ -109,6 +111,13 @@ def quantize(
     drawn, rest = _draw(Path(calibration), seed, spare, warn)
     ready = prepare(upgrade(read_onnx(source), source), policy, parent.preparation, pixels)
     batches = _batches(ready, drawn, parent.inputs[0].shape[0])
+    invented = synthetic is not None
+    calibrated = {
+        "pictures": len(drawn),
+        "seed": seed,
+        "provenance": "synthetic" if invented else "pictures",
+        "synthetic": synthetic,
+    }
     quantizer = Quantizer(
         ready,
         policy,
@@ -126,10 +135,10 @@ def quantize(
         Prover(source, policy, progress) as prover,
     ):
         draft = Path(folder) / path.name
-        job = _Job(source, parent, policy, ready, quantizer, drawn, seed, prover, draft)
+        job = _Job(source, parent, policy, ready, quantizer, calibrated, prover, draft)
         done = quantizer.quantize()
         spec = job.write(done)
-        proof = job.prove(held_out(parent, data, rest, drawn, Seen(drawn), warn), done)
+        proof = job.prove(held_out(parent, data, rest, drawn, Seen(drawn), warn, invented), done)
         tries: list[Try] = []
         if max_drop is not None and proof.drop.points > max_drop:
             scored = proof.drop.metric != DISAGREEMENT
@@ -140,7 +149,7 @@ def quantize(
                 asked = {p for half in judges for p in half.pictures if p in rest}
                 left = [p for p in rest if p not in asked]
                 seen = Seen([*drawn, *asked])
-                proof = job.prove(held_out(parent, data, left, drawn, seen, warn), found)
+                proof = job.prove(held_out(parent, data, left, drawn, seen, warn, invented), found)
                 done = found
         spec = replace(
             spec, quantization={**spec.quantization, "tries": [one.to_dict() for one in tries]}
@@ -167,13 +176,12 @@ class _Job:
     policy: Policy
     ready: Prepared
     quantizer: Quantizer
-    drawn: Sequence[Path]
-    seed: int
+    calibration: Mapping[str, Any]  # what the contract says of the pictures that calibrate
     prover: Prover
     draft: Path
 
     def write(self, done: Quantized) -> ModelSpec:
-        spec = _contract(self.parent, self.policy, self.ready, done, self.drawn, self.seed)
+        spec = _contract(self.parent, self.policy, self.ready, done, self.calibration)
         write_spec(_bytes(done), spec, self.draft)
         return spec
 
@@ -316,8 +324,7 @@ def _contract(
     policy: Policy,
     ready: Prepared,
     done: Quantized,
-    drawn: Sequence[Path],
-    seed: int,
+    calibration: Mapping[str, Any],
 ) -> ModelSpec:
     tensor = parent.inputs[0]
     inputs = parent.inputs
@@ -332,7 +339,7 @@ def _contract(
         inputs=inputs,
         self_test={},
         quantization={
-            "calibration": {"pictures": len(drawn), "seed": seed},
+            "calibration": dict(calibration),
             "ranges": {name: [span.lo, span.hi, span.method] for name, span in done.ranges.items()},
             "units": len(done.plan.units),
             "kept_float": list(done.kept),
@@ -353,6 +360,7 @@ def _with_proof(spec: ModelSpec, parent: Path, proof: Proof) -> ModelSpec:
             "reference": f"{parent.name}, fp32",
             "runtime": proof.backend,
             "agreement": proof.agreement,
+            "synthetic": proof.synthetic,
         },
         quantization={**spec.quantization, "proof": proof.to_dict()},
     )
@@ -383,14 +391,16 @@ def _gate(
 def summary(result: QuantizeResult) -> dict[str, str]:
     """The proof in words, for a terminal and for a page."""
     proof, spec = result.proof, result.spec
+    made = spec.quantization["calibration"]["synthetic"]
     pairs = {
         "target": f"{spec.target}, opset {result.opset}",
-        "calibrated on": f"{result.calibrated_on} pictures",
-        "proven on": f"{proof.pictures} pictures, in {proof.backend}",
+        "calibrated on": f"{result.calibrated_on} {_kind(bool(made))}",
+        "proven on": f"{proof.pictures} {_kind(proof.synthetic)}, in {proof.backend}",
         "size": f"{proof.size_bytes:,} bytes, {proof.parent_bytes / proof.size_bytes:.2f} times "
         f"smaller",
-        "same answer": f"{proof.agreement:.2%}",
-        "drop": str(proof.drop),
+        "same answer": f"{proof.agreement:.2%}"
+        + (" of synthetic pictures, which says nothing of real ones" if proof.synthetic else ""),
+        "drop": "not known: no real picture was judged" if proof.synthetic else str(proof.drop),
     }
     for name, one in proof.outputs.items():
         sqnr = "no difference" if one.sqnr_db is None else f"SQNR {one.sqnr_db:.1f} dB"
@@ -432,3 +442,7 @@ def summary(result: QuantizeResult) -> dict[str, str]:
     pairs["16-bit sums"] = saturation_note(proof.saturation)
     pairs["instructions"] = ", ".join(proof.instructions)
     return pairs
+
+
+def _kind(synthetic: bool) -> str:
+    return "synthetic pictures" if synthetic else "pictures"

@@ -186,7 +186,9 @@ def test_copies_under_other_names_are_recognised(plain, pictures, tmp_path):
 def test_the_contract_in_the_file(done):
     spec = read_spec(done.path)
     assert (spec.precision, spec.target, spec.task) == ("int8", TARGET, "classify")
-    assert spec.quantization["calibration"] == {"pictures": 48, "seed": 0}
+    real = {"pictures": 48, "seed": 0, "provenance": "pictures", "synthetic": None}
+    assert spec.quantization["calibration"] == real
+    assert spec.quantization["proof"]["synthetic"] is False
     assert spec.quantization["proof"]["agreement"] == round(done.proof.agreement, 6)
     assert edgecv.verify(done.path).passed
 
@@ -375,7 +377,7 @@ def test_export_to_int8_is_export_and_quantize(pictures, tmp_path, monkeypatch):
     assert {"proof", "weights", "nodes", "preparation"} <= data.keys()
     assert data["size_bytes"] == (tmp_path / data["path"]).stat().st_size
     assert read_spec(data["path"]).provenance["weights"]["origin"] == "random"
-    with pytest.raises(InputError, match="needs --calibration DIR"):
+    with pytest.raises(InputError, match="no BatchNorm layers"):
         edgecv.export("lenet5", weights="random", precision="int8")
     with pytest.raises(InputError, match="there is no target"):
         edgecv.export(

@@ -11,7 +11,14 @@ from PIL import Image
 
 from edgecv.errors import InputError
 from edgecv.measure.seeded import seeded_pictures
-from edgecv.preprocess import fit_pixels, list_pictures, normalize, open_picture, prepare
+from edgecv.preprocess import (
+    fit_pixels,
+    list_pictures,
+    normalize,
+    open_picture,
+    prepare,
+    unfit_pixels,
+)
 from edgecv.spec import Preparation
 
 RNG = np.random.default_rng(5)
@@ -199,3 +206,32 @@ def test_folders_are_listed_in_order_without_hidden_files(tmp_path):
 def test_seeded_pictures_never_change():
     """Recorded self-tests in deployed files depend on these bytes."""
     assert zlib.crc32(seeded_pictures(7, 3, 33, 47).tobytes()) == 0x1311CBD1
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        Preparation(20, 30, fit="stretch"),
+        Preparation(20, 30, color="bgr", fit="letterbox", interpolation="opencv-linear"),
+        Preparation(24, 32, fit="multiple", multiple=8),
+        Preparation(20, 20, resize=25),
+        Preparation(20, 20, resize=23, crop_rounding="floor", color="gray"),
+        Preparation(20, 31, resize=24),
+        Preparation(31, 20, resize=24),
+        Preparation(20, 30, resize=60),
+    ],
+    ids=lambda p: f"{p.fit}-{p.height}x{p.width}-{p.resize}-{p.color}",
+)
+def test_unfitted_pixels_are_fitted_back(p):
+    pixels = np.random.default_rng(6).integers(
+        0, 256, (p.height, p.width, p.channels), dtype=np.uint8
+    )
+    np.testing.assert_array_equal(fit_pixels(unfit_pixels(pixels, p), p)[0], pixels)
+
+
+def test_what_a_crop_pads_is_lost_by_unfitting():
+    p = Preparation(20, 20, resize=16, pad_value=7)
+    pixels = np.random.default_rng(6).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    fitted = fit_pixels(unfit_pixels(pixels, p), p)[0]
+    np.testing.assert_array_equal(fitted[2:18, 2:18], pixels[2:18, 2:18])
+    assert (fitted[:2] == 7).all()
