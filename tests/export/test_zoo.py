@@ -5,6 +5,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from torch import nn
 
 import edgecv
 from edgecv import models
@@ -100,8 +101,7 @@ def test_recipes_say_what_their_nets_cost(name):
 
 
 def test_every_net_has_a_recipe():
-    families = {"efficientnet"}  # b0 to b7 are its recipes
-    assert {load_recipe(name).source for name in list_recipes()} == set(models.FACTORIES) - families
+    assert {load_recipe(name).source for name in list_recipes()} == set(models.FACTORIES)
 
 
 def test_parameters_are_those_that_were_published():
@@ -214,3 +214,19 @@ def test_mobilefacenet_through_its_recipe(assets, tmp_path):
     assert result.spec.task == "embed"
     assert result.spec.outputs[0].shape == (1, 128)
     assert result.nodes == {"Conv": 51, "Clip": 32, "Relu": 2, "Add": 12, "Flatten": 1}
+
+
+def test_a_narrow_efficientnet():
+    wide, narrow = (models.create("efficientnet", num_classes=10, width=w) for w in (1.0, 0.5))
+    shapes = [[p.shape[0] for p in net.parameters() if p.dim() == 4] for net in (wide, narrow)]
+    assert shapes[1][0] == shapes[0][0] / 2
+    assert len(shapes[0]) == len(shapes[1])
+    still = models.create("efficientnet", num_classes=10, dropout=0.0, drop_path=0.0).train()
+    for norm in still.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(still(x), still(x))  # nothing is left to chance
+    for options, message in (({"width": 0}, "width"), ({"dropout": 1.0}, "dropout")):
+        with pytest.raises(RecipeError, match=message):
+            models.create("efficientnet", **options)
