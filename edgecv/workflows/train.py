@@ -18,7 +18,7 @@ from edgecv.errors import InputError, RecipeError
 from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
 from edgecv.export.weights import load_into, read_state_dict, write_safetensors
-from edgecv.files import atomic_write, write_json
+from edgecv.files import atomic_write, sha256_of, write_json
 from edgecv.progress import Progress, silent
 from edgecv.train.classify import ClassificationTask
 from edgecv.train.finder import range_test
@@ -36,6 +36,7 @@ from edgecv.train.transfer import (
     unfreeze_from,
 )
 from edgecv.workflows.startweights import begin
+from edgecv.workflows.teacher import DistillSettings, distilled, teacher_file
 from edgecv.workflows.trainquantized import (
     QuantizedResult,
     QuantizedSettings,
@@ -118,6 +119,9 @@ def train_recipe(
         report, about = _reporter(job), {"recipe": recipe.name, **given}
         return train_quantized(beginning, task, config, folder, about, report, write=first)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
+    distill = job.table("distill", DistillSettings) if job.has("distill") else None
+    if distill is not None and (transfer is not None or recipe.task != "classify"):
+        raise RecipeError(f"{job.where}.distill: is for classifiers, and not beside transfer")
     prepared = prepare(recipe.task, job)
     if prepared.labels != recipe.labels:
         say(f"classes: {', '.join(prepared.labels)}")
@@ -125,6 +129,13 @@ def train_recipe(
         recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
     if prepared.decoding is not None:
         recipe = replace(recipe, decoding=prepared.decoding)
+    known: dict[str, str] = {}
+    if distill is not None:
+        task = distilled(prepared.task, distill, job, prepared.labels)
+        prepared = replace(prepared, task=task)
+        teacher = teacher_file(distill, job)
+        given["distill"] = {"teacher": teacher.name, "weight": distill.weight}
+        known["teacher"] = sha256_of(teacher)
     torch.manual_seed(config.seed)
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
     initial = begin(model, recipe, job, transfer)
@@ -132,7 +143,8 @@ def train_recipe(
         if transfer is not None:  # the flat lr is the head's
             freeze_up_to(model, transfer.freeze, head_of(model, transfer.head_layers))
         return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
-    run = Run(config, folder, _reporter(job), {"recipe": recipe.name, "initial": initial, **given})
+    identity = {"recipe": recipe.name, "initial": initial, **known, **given}
+    run = Run(config, folder, _reporter(job), identity)
     if transfer is None:
         log = run.train(prepared.learner(model), prepared.task)
     else:
@@ -144,6 +156,7 @@ def train_recipe(
         "torch": torch.__version__,
         "initial": initial,
         "recipe": recipe.name,
+        **known,
     }
     result = TrainResult(
         folder / f"{recipe.name}.safetensors",

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgecv import __version__
 from edgecv.errors import InputError, RecipeError
@@ -35,6 +35,7 @@ from edgecv.train.loop import Report, train
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
 from edgecv.workflows.proof import REFERENCE_RUNTIME, seeded_answers
+from edgecv.workflows.teacher import Logits, gives_logits, teacher_from
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def read_start(recipe: Recipe, settings: QuantizedSettings, data: Path) -> Start
         raise InputError(f"{file}: is {spec.precision}; expected a file of `edgecv quantize`")
     if float_spec.precision != "fp32":
         raise InputError(f"{parent}: is {float_spec.precision}; expected the FP32 file of {file}")
-    if spec.inputs[0].dtype != "float32" or spec.decoding.kind != "logits" or len(spec.outputs) > 1:
+    if not gives_logits(spec):
         raise InputError(
             f"{file}: takes {spec.inputs[0].dtype}, gives {spec.decoding.kind}; expected a "
             f"classifier with a float input and logits (quantize it without --pixels-in)"
@@ -131,8 +132,7 @@ def train_quantized(
     net = Logits(QuantizedNet(graph, policy, parent))
     before = _scores(net, task)
     if start.distill:
-        shift = _Prepared(start.preparation, read_spec(start.parent).preparation)
-        teacher = nn.Sequential(shift, Logits(QuantizedNet(parent, policy)))
+        teacher = teacher_from(start.parent, start.preparation)
         task = DistilledTask(task, teacher, start.distill)
     log = train(net, task, config, folder, report, {**about, **start.identity})
     net.cpu().eval()
@@ -158,38 +158,6 @@ def train_quantized(
         write_spec(draft, _proven(draft, start.parent), path)
     write_json(log_path, {**learned, "epochs": list(log)})
     return QuantizedResult(path, log_path, path.stat().st_size, scores, before)
-
-
-class Logits(nn.Module):
-    """A net of one output as the loop has it: pictures to logits."""
-
-    def __init__(self, net: QuantizedNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, batch: Tensor) -> Tensor:
-        outputs: dict[str, Tensor] = self.net(batch)
-        (logits,) = outputs.values()
-        return logits
-
-
-class _Prepared(nn.Module):
-    """Pictures as ``mine`` prepares them, as ``theirs`` does: one line per channel."""
-
-    def __init__(self, mine: Preparation, theirs: Preparation) -> None:
-        super().__init__()
-        self.scale: Tensor
-        self.offset: Tensor
-        (m, s), (tm, ts) = (
-            (torch.tensor(p.mean) * p.divisor, torch.tensor(p.std) * p.divisor)
-            for p in (mine, theirs)
-        )
-        self.register_buffer("scale", (s / ts).view(1, -1, 1, 1))
-        self.register_buffer("offset", ((m - tm) / ts).view(1, -1, 1, 1))
-
-    def forward(self, batch: Tensor) -> Tensor:
-        moved: Tensor = batch * self.scale + self.offset
-        return moved
 
 
 def _scores(net: nn.Module, task: Task) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,11 +12,14 @@ import torch
 from torch import nn
 
 from edgecv.errors import InputError, RecipeError, WeightsError
-from edgecv.spec import read_spec
+from edgecv.files import sha256_of
+from edgecv.model import load
+from edgecv.spec import read_spec, write_spec
 from edgecv.train.distill import DistilledTask
 from edgecv.workflows import proof
 from edgecv.workflows.export import export
 from edgecv.workflows.quantize import quantize
+from edgecv.workflows.teacher import teacher_from
 from edgecv.workflows.train import train_recipe
 from edgecv.workflows.trainquantized import QuantizedResult
 from edgecv.workflows.verify import verify
@@ -131,6 +135,56 @@ def test_files_that_do_not_fit(recipe, pictures, files, tmp_path):
     refused(RecipeError, "file: is missing", 'quantized.file=""')
     with pytest.raises(InputError, match="another output folder"):
         fine_tune(recipe, pictures, files, tmp_path)
+
+
+def test_a_net_learns_from_another_ones_answers(recipe, pictures, files, tmp_path):
+    parent, file = files
+    settings = ["epochs=1", f"distill.teacher={parent}", "distill.weight=1.0"]
+    result = train_recipe(str(recipe), pictures, settings, tmp_path / "run")
+    log = json.loads(result.log.read_text())
+    assert log["config"]["distill"] == {"teacher": parent.name, "weight": 1.0}
+    assert log["teacher"] == sha256_of(parent)
+    other = tmp_path / "other.onnx"
+    write_spec(parent, replace(read_spec(parent), name="other"), other)
+    settings[1] = f"distill.teacher={other}"
+    with pytest.raises(WeightsError, match="belongs to"):  # other answers are another run
+        train_recipe(str(recipe), pictures, settings, tmp_path / "run")
+
+    def refused(error, match, *more):
+        with pytest.raises(error, match=match):
+            train_recipe(str(recipe), pictures, ["epochs=1", *more], tmp_path / "no")
+
+    refused(InputError, "expected an FP32 classifier", f"distill.teacher={file}")
+    refused(InputError, "there is no such teacher", "distill.teacher=missing.onnx")
+    refused(RecipeError, "teacher: is missing", "distill.weight=0.5")
+    refused(
+        RecipeError, "weight: expected a share", f"distill.teacher={parent}", "distill.weight=0"
+    )
+    spec = read_spec(parent)
+    for change, match in (
+        ({"labels": spec.labels[::-1]}, "its labels are"),
+        ({"preparation": replace(spec.preparation, color="bgr")}, "expected what the net learns"),
+    ):
+        write_spec(parent, replace(spec, **change), tmp_path / "wrong.onnx")
+        refused(InputError, match, f"distill.teacher={tmp_path / 'wrong.onnx'}")
+
+
+def test_a_teacher_prepares_its_pictures_itself(files):
+    parent, _ = files
+    spec = read_spec(parent)
+    mine = replace(spec.preparation, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    pixels = torch.rand(2, 3, mine.height, mine.width)
+
+    def prepared(p):
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (p.mean, p.std))
+        return (pixels * 255 / p.divisor - mean) / std
+
+    theirs = prepared(spec.preparation)
+    found = teacher_from(parent, mine)(prepared(mine)).detach().numpy()
+    with load(parent, backend="onnxruntime") as model:
+        (expected,) = model.infer(theirs.numpy()).values()
+    # float32 sums in another order
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_distillation_is_nothing_where_the_answers_are_the_teachers():
