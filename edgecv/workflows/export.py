@@ -37,7 +37,8 @@ from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import PLUGIN_TARGET, form_for, with_nms
 from edgecv.workflows.proof import machine_target
-from edgecv.workflows.quantize import QuantizeResult, quantize
+from edgecv.workflows.quantize import quantize
+from edgecv.workflows.quantresult import QuantizeResult
 from edgecv.workflows.synthetic import synthetic_folder
 
 RANGES_SEED = 11  # of the pictures on which FP16's headroom is measured
