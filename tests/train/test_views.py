@@ -70,9 +70,9 @@ def test_objects_that_are_hardly_seen_are_not_looked_for():
 
 @pytest.mark.parametrize("fit", ["letterbox", "stretch", "crop"])
 def test_masks_lie_where_their_pictures_do(fit):
-    mask = np.zeros((40, 60), np.int64)
+    mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 15:45] = 3
-    mask[:5] = -1
+    mask[:5] = 255
     p = Preparation(32, 32, fit=fit, pad_value=7, interpolation="pillow-nearest")
     levels = np.where(mask == 3, 200, 50).astype(np.uint8)
     pixels, placement = fit_pixels(Image.fromarray(levels).convert("RGB"), p)
