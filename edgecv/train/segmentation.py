@@ -134,9 +134,9 @@ class SegmentationTask(PlaceTask[MaskData, SegmentSettings]):
         self.weights = (balanced if weighted else torch.ones_like(balanced)).float()
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        inputs, views = self.variation(index, generator)
-        masks = views.part(part).masks(self.data.masks(index[part]).long(), IGNORED)
-        return Batch(inputs[part], masks, len(masks) / len(index))
+        inputs, views = self.variation(index, part, generator)
+        masks = views.masks(self.data.masks(index[part]).long(), IGNORED)
+        return Batch(inputs, masks, len(masks) / len(index))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy and Dice, each of every picture, and the mean over the pictures."""
