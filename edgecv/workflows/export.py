@@ -20,8 +20,9 @@ from torch import nn
 
 from edgecv import __version__
 from edgecv.errors import ExportError, InputError
+from edgecv.export.overrides import InputOverrides, recipe_for
 from edgecv.export.precision import Half, make_half
-from edgecv.export.recipe import InputOverrides, Recipe, recipe_for
+from edgecv.export.recipe import Recipe
 from edgecv.export.rough import rough_net
 from edgecv.export.synthetic import informative_norms
 from edgecv.export.to_onnx import BATCH, DEFAULT_OPSET, INPUT, export_module, to_bytes

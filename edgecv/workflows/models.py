@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgecv.export.recipe import Recipe, list_recipes, load_recipe, recipe_for
+from edgecv.export.overrides import recipe_for
+from edgecv.export.recipe import Recipe, list_recipes, load_recipe
 
 if TYPE_CHECKING:
     from edgecv.models.count import Layer, Saving
