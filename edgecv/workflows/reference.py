@@ -132,7 +132,7 @@ def _torch_reference(
     # here and not above: comparing with a file or a record needs no torch
     from edgecv.export.rough import rough_net
     from edgecv.export.weights import load_model
-    from edgecv.workflows.export import torch_outputs
+    from edgecv.workflows.parity import torch_outputs
 
     _, resolved = _weights_of(spec, name, weights, progress)
     model, preparation = load_model(resolved), resolved.recipe.preparation
