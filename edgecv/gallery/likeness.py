@@ -1,0 +1,142 @@
+"""A learned measure of likeness: what a Siamese pair's head says of two embeddings.
+
+``sigmoid(sum_k w_k |x_k - y_k| + b)`` is that of Koch et al., "Siamese Neural Networks for One-shot
+Image Recognition", ICML Deep Learning Workshop 2015; ``(x_k - y_k)^2 / (x_k + y_k)`` in place of
+the difference that of Taigman et al., "DeepFace", CVPR 2014. A contract carries it as the option
+``likeness`` of the decoding ``embedding``::
+
+    {"measure": "l1", "weights": [D numbers], "bias": b}
+
+The head was learned on embeddings as the net gives them, so ``normalize`` is false beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecv.errors import InputError, SpecError
+from edgecv.jsonobject import JsonObject
+from edgecv.spec import ModelSpec
+
+OPTION = "likeness"
+MEASURES = ("l1", "chi-square")
+EPSILON = 1e-6  # of the chi-square form's denominator: two features of 0 are alike
+MIDPOINT = 0.5  # where one kind of pair is as likely as the other, by what the head has learned
+_LARGEST = 1e38  # of |w|^2, so that sums of products with vectors are finite in float32
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """``measure`` is one of :data:`MEASURES`; ``weights`` ``[D]`` are of any sign, float32 values;
+    the chi-square form compares vectors that have no negative values.
+
+    Raises :class:`~edgecv.errors.InputError` for what means nothing.
+    """
+
+    measure: str
+    weights: tuple[float, ...]
+    bias: float
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise InputError(
+                f"likeness: the measure must be one of {', '.join(MEASURES)}, got {self.measure!r}"
+            )
+        if not self.weights:
+            raise InputError("likeness: expected a weight for each value of an embedding, got none")
+        squares = math.fsum(w * w for w in (*self.weights, self.bias) if abs(w) < _LARGEST)
+        if not all(abs(w) < _LARGEST for w in (*self.weights, self.bias)) or squares >= _LARGEST:
+            raise InputError("likeness: a weight or the bias is NaN, infinite or too large")
+
+    def __str__(self) -> str:
+        return f"learned, {self.measure} of {len(self.weights)} values"
+
+    @classmethod
+    def learned(cls, measure: str, weights: NDArray[np.float32], bias: float) -> Likeness:
+        """Of float32 ``weights`` ``[D]``, as the shortest numbers that read back as they are."""
+        *factors, offset = map(_shortest, [*weights, np.float32(bias)])
+        return cls(measure, tuple(factors), offset)
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Likeness | None:
+        """The likeness that the net with this contract has learned; ``None`` where it has none.
+
+        Raises :class:`~edgecv.errors.SpecError` for one that is damaged, of another length than
+        the embeddings, or beside ``normalize``.
+        """
+        options = spec.decoding.options
+        if spec.task != "embed" or OPTION not in options:
+            return None
+        where = f"{spec.name}: decoding {spec.decoding.kind!r}"
+        likeness = cls.read(JsonObject(options, where).child(OPTION))
+        size = spec.outputs[0].shape[1]
+        if isinstance(size, int) and size != len(likeness.weights):
+            raise SpecError(
+                f"{where}: {OPTION}: expected {size} weights, one for each value of the output "
+                f"{spec.outputs[0].name!r}, got {len(likeness.weights)}"
+            )
+        if options.get("normalize", False):
+            raise SpecError(
+                f"{where}: {OPTION} compares embeddings as the net gives them: 'normalize' must be "
+                f"false beside it (in a recipe: output.options = {{ normalize = false }})"
+            )
+        return likeness
+
+    @classmethod
+    def read(cls, given: JsonObject) -> Likeness:
+        """Read :meth:`to_dict`'s; anything else is a :class:`~edgecv.errors.SpecError`."""
+        try:
+            return cls(
+                given.get("measure", str), given.floats("weights", ()), given.get("bias", float)
+            )
+        except (InputError, OverflowError) as error:
+            raise SpecError(f"{given.where}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, from which the same float32 weights are read."""
+        return {**asdict(self), "weights": list(self.weights)}
+
+    @cached_property
+    def vector(self) -> NDArray[np.float32]:
+        """The weights ``[D]``."""
+        return np.array(self.weights, np.float32)
+
+    @cached_property
+    def norm(self) -> float:
+        """The weights' length."""
+        return math.hypot(*self.weights)
+
+    def terms(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+        """What the weights weigh, of any two arrays that broadcast; in their dtype."""
+        found: NDArray[Any] = x - y
+        if self.measure == "l1":
+            np.abs(found, out=found)
+        else:
+            total = x + y
+            total += EPSILON
+            found *= found
+            found /= total
+        return found
+
+    def logits(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The likeness of rows ``[N, D]`` and ``[N, D]`` or ``[1, D]`` before the sigmoid ``[N]``:
+        it orders pairs also where the sigmoid is 1 to all digits."""
+        found: NDArray[np.float64] = self.terms(x, y) @ self.vector.astype(np.float64) + self.bias
+        return found
+
+
+def _shortest(value: np.float32) -> float:
+    short = float(str(value))  # read in double precision, then rounded: rarely that is another one
+    return short if np.float32(short) == value else float(value)
+
+
+def probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sigmoid: from 0 to 1, overflowing nowhere."""
+    found: NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -logits))
+    return found
