@@ -13,7 +13,7 @@ The head was learned on embeddings as the net gives them, so ``normalize`` is fa
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -28,13 +28,13 @@ OPTION = "likeness"
 MEASURES = ("l1", "chi-square")
 EPSILON = 1e-6  # of the chi-square form's denominator: two features of 0 are alike
 MIDPOINT = 0.5  # where one kind of pair is as likely as the other, by what the head has learned
-_LARGEST = 1e38  # of |w|^2, so that sums of products with vectors are finite in float32
+_LONGEST = 1e19  # of |w|: as vectors', so that the sums of their products are finite in float32
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """``measure`` is one of :data:`MEASURES`; ``weights`` ``[D]`` are of any sign, float32 values;
-    the chi-square form compares vectors that have no negative values.
+    """``measure`` is one of :data:`MEASURES`; ``weights`` ``[D]``, of any sign, and ``bias`` are
+    rounded to float32. The chi-square form compares vectors that have no negative values.
 
     Raises :class:`~edgecv.errors.InputError` for what means nothing.
     """
@@ -46,22 +46,17 @@ class Likeness:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise InputError(
-                f"likeness: the measure must be one of {', '.join(MEASURES)}, got {self.measure!r}"
+                f"a likeness' measure must be one of {', '.join(MEASURES)}, got {self.measure!r}"
             )
         if not self.weights:
-            raise InputError("likeness: expected a weight for each value of an embedding, got none")
-        squares = math.fsum(w * w for w in (*self.weights, self.bias) if abs(w) < _LARGEST)
-        if not all(abs(w) < _LARGEST for w in (*self.weights, self.bias)) or squares >= _LARGEST:
-            raise InputError("likeness: a weight or the bias is NaN, infinite or too large")
+            raise InputError("a likeness has a weight for each value of an embedding, got none")
+        if not math.hypot(*self.weights, self.bias) < _LONGEST:  # NaN is not
+            raise InputError("a likeness' weights and bias must be finite and of usual size")
+        object.__setattr__(self, "weights", tuple(np.array(self.weights, np.float32).tolist()))
+        object.__setattr__(self, "bias", float(np.float32(self.bias)))
 
     def __str__(self) -> str:
         return f"learned, {self.measure} of {len(self.weights)} values"
-
-    @classmethod
-    def learned(cls, measure: str, weights: NDArray[np.float32], bias: float) -> Likeness:
-        """Of float32 ``weights`` ``[D]``, as the shortest numbers that read back as they are."""
-        *factors, offset = map(_shortest, [*weights, np.float32(bias)])
-        return cls(measure, tuple(factors), offset)
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Likeness | None:
@@ -99,8 +94,12 @@ class Likeness:
             raise SpecError(f"{given.where}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, from which the same float32 weights are read."""
-        return {**asdict(self), "weights": list(self.weights)}
+        """Plain JSON values, the shortest numbers from which the same float32 ones are read."""
+        return {
+            "measure": self.measure,
+            "weights": [_shortest(weight) for weight in self.weights],
+            "bias": _shortest(self.bias),
+        }
 
     @cached_property
     def vector(self) -> NDArray[np.float32]:
@@ -131,9 +130,10 @@ class Likeness:
         return found
 
 
-def _shortest(value: np.float32) -> float:
-    short = float(str(value))  # read in double precision, then rounded: rarely that is another one
-    return short if np.float32(short) == value else float(value)
+def _shortest(value: float) -> float:
+    short = float(str(np.float32(value)))
+    # it is read in double precision and then rounded: rarely that is the next float32
+    return short if np.float32(short) == value else value
 
 
 def probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from edgecv.errors import InputError, SpecError
 from edgecv.gallery.likeness import OPTION, Likeness
 from edgecv.gallery.metrics import Weights, check_metric, check_weights
 from edgecv.jsonobject import JsonObject
-from edgecv.spec import ModelSpec, Preparation
+from edgecv.spec import PARENT_MEAN, ModelSpec, Preparation
 
 POOLINGS = ("best", "mean")
 # Not part of the space: the order of the axes carries the same pixels
@@ -24,7 +24,8 @@ class Space:
 
     ``weights`` is the sha256 of the weights that the net was exported from, which its FP16 and
     INT8 files keep in their provenance: all of them share one space. ``preparation`` holds what
-    differs from the defaults, so that a new optional field of the contract changes no space.
+    differs from the defaults, so that a new optional field of the contract changes no space; an
+    INT8 file's mean is its parent's, which quantization may have moved to a whole level.
     ``alignment`` names the template that faces were aligned to; ``None``: pictures as they came.
 
     A learned likeness is no part of it: another one measures the same vectors otherwise. A gallery
@@ -59,7 +60,10 @@ class Space:
         if not isinstance(size, int):
             raise InputError(f"{spec.name}: its output has no fixed length, but {size!r}")
         decoding = {key: v for key, v in spec.decoding.options.items() if key != OPTION}
-        return cls(sha256, size, _unusual(spec.preparation), decoding, alignment)
+        quantization = JsonObject(spec.quantization, f"{spec.name}: quantization")
+        mean = quantization.floats(PARENT_MEAN, spec.preparation.mean)
+        preparation = replace(spec.preparation, mean=mean)
+        return cls(sha256, size, _unusual(preparation), decoding, alignment)
 
     def check(self, other: Space, where: str) -> None:
         """Refuse vectors of ``other`` in the gallery ``where``, saying in what they differ."""
@@ -176,17 +180,21 @@ class Settings:
                 threshold=None if threshold is None else float(threshold),
                 margin=float(data["margin"]),
                 pooling=str(data["pooling"]),
-                weights=_weights(weights, where),
+                weights=_weights(weights),
                 origin=dict(data.get("origin", {})),
             )
-        except (KeyError, TypeError, ValueError, SpecError) as error:
+        except (InputError, SpecError) as error:
+            raise InputError(
+                f"{where}: the gallery's settings are damaged, or of a newer EdgeCV ({error})"
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{where}: the gallery's settings are damaged ({type(error).__name__}: {error}); "
                 f"restore it from a copy"
             ) from error
 
 
-def _weights(given: Any, where: str) -> tuple[float, ...] | Likeness | None:
+def _weights(given: Any) -> tuple[float, ...] | Likeness | None:
     if isinstance(given, Mapping):
-        return Likeness.read(JsonObject(given, f"{where}: weights"))
+        return Likeness.read(JsonObject(given, "weights"))
     return None if given is None else tuple(float(w) for w in given)

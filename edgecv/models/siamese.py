@@ -69,8 +69,8 @@ class Siamese(nn.Module):
     def likeness(self) -> Likeness:
         """What the head has learned, as the exported file carries it."""
         linear = self.head.weigh
-        weights = linear.weight.detach()[0].float().cpu().numpy()
-        return Likeness.learned(self.head.measure, weights, float(linear.bias.detach()))
+        weights = tuple(linear.weight.detach()[0].tolist())
+        return Likeness(self.head.measure, weights, float(linear.bias.detach()))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Likeness ``[N, 1]`` of the pictures x and y pair by pair; without y, x's embeddings."""

@@ -1,0 +1,164 @@
+"""A Siamese pair's learned likeness: in the file, and in NumPy what PyTorch computes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import edgecv
+from edgecv import models
+from edgecv.errors import ExportError, SpecError
+from edgecv.export.to_onnx import INPUT
+from edgecv.gallery import Likeness, scores
+from edgecv.measure import selftest
+from edgecv.models.siamese import Siamese
+from edgecv.runtimes import open_backend
+
+RECIPE = """
+task = "embed"
+[model]
+source = "siamese"
+options = { trunk = "lenet5", measure = "MEASURE", trunk_options = { in_channels = 3 } }
+[input]
+size = 32
+[output]
+options = { normalize = false }
+"""
+
+
+def recipe(folder, measure="l1", change=("", "")):
+    path = folder / f"{measure}.toml"
+    path.write_text(RECIPE.replace("MEASURE", measure).replace(*change))
+    return str(path)
+
+
+def net(measure):
+    """The net that `--weights random` makes, its head far enough from 0 to tell pairs apart."""
+    torch.manual_seed(0)
+    made = models.create(
+        "siamese", trunk="lenet5", measure=measure, trunk_options={"in_channels": 3}
+    )
+    nn.init.normal_(made.head.weigh.weight, std=20.0)
+    nn.init.constant_(made.head.weigh.bias, -0.3)
+    return made.eval()
+
+
+@pytest.fixture(scope="module", params=["l1", "chi-square"])
+def pair(request, tmp_path_factory):
+    """The net, and its FP32 file."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("pair")
+    made = net(request.param)
+    save_file(made.state_dict(), folder / "net.safetensors")
+    exported = edgecv.export(
+        recipe(folder, request.param),
+        weights=str(folder / "net.safetensors"),
+        output=folder / "net.onnx",
+        batch=None,
+    )
+    return made, exported
+
+
+def vectors(exported, pictures):
+    with open_backend("onnxruntime", exported.path) as backend:
+        (output,) = backend.run({INPUT: pictures}).values()
+    return output.copy()
+
+
+def test_the_file_says_what_the_net_says(pair):
+    made, exported = pair
+    learned = Likeness.of(exported.spec)
+    assert np.array_equal(learned.vector, made.head.weigh.weight.detach()[0].numpy())
+    assert learned.bias == made.head.weigh.bias.item()
+    x, y = (selftest.inputs(exported.spec.preparation, seed, 16) for seed in (1, 2))
+    found = scores(vectors(exported, x), vectors(exported, y), "likeness", learned)
+    with torch.inference_mode():
+        expected = made(torch.from_numpy(x), torch.from_numpy(y))[:, 0].numpy()
+    assert np.ptp(expected) > 0.05  # pairs are told apart
+    # embeddings are below 1 and equal to 1e-6 (the file's own parity says so), |w| sums to 16 * 20,
+    # the sigmoid's slope is at most 1/4 and chi-square's terms move by at most 3 times a value
+    assert exported.spec.parity["max_abs"] < 1e-6
+    assert np.abs(found - expected).max() < np.abs(learned.vector).sum() * 3 * 2e-6 / 4
+    proof = exported.spec.parity["likeness"]
+    assert proof["max_abs"] <= proof["tolerance"] < 1e-3
+    assert proof["pairs"] == 3
+
+
+@pytest.mark.parametrize("pair", ["l1"], indirect=True)
+def test_smaller_files_keep_it(pair, tmp_path):
+    made, exported = pair
+    half = edgecv.export(
+        recipe(tmp_path, made.head.measure),
+        weights=str(exported.path.parent / "net.safetensors"),
+        precision="fp16",
+        pixels=True,
+        output=tmp_path / "half.onnx",
+    )
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    whole = edgecv.quantize(
+        exported.path, calibration=tmp_path, force=True, output=tmp_path / "int8.onnx"
+    )
+    for smaller in (half, whole):
+        assert Likeness.of(smaller.spec) == Likeness.of(exported.spec)
+    proof = half.spec.parity["likeness"]
+    assert 0 < proof["max_abs"] <= proof["tolerance"]
+
+
+def test_a_contract_that_lies_is_not_written(tmp_path, monkeypatch):
+    honest = Siamese.likeness
+
+    def swapped(self):
+        told = honest(self)
+        return replace(told, weights=tuple(reversed(told.weights)))
+
+    monkeypatch.setattr(Siamese, "likeness", swapped)
+    with pytest.raises(ExportError, match=r"likeness .* is not what PyTorch computes"):
+        edgecv.export(recipe(tmp_path), weights="random", output=tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ("normalize = true", SpecError, "'normalize' must be false beside it"),
+        ("likeness = { bias = 1.0 }", ExportError, "leave it out of the recipe"),
+    ],
+)
+def test_recipes_that_contradict_the_net(tmp_path, options, error, text):
+    with pytest.raises(error, match=text):
+        edgecv.export(
+            recipe(tmp_path, change=("normalize = false", options)),
+            weights="random",
+            output=tmp_path / "net.onnx",
+        )
+
+
+def test_a_users_own_pair(tmp_path, monkeypatch):
+    """Any net with a likeness, called with one batch or two, is exported with it."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "from edgecv.gallery import Likeness\n"
+        "class Mine(nn.Module):\n"
+        "    def forward(self, x, y=None):\n"
+        "        a = x.mean((2, 3))\n"
+        "        if y is None:\n"
+        "            return a\n"
+        "        return torch.sigmoid(0.5 - (a - y.mean((2, 3))).abs().sum(1, keepdim=True))\n"
+        "    def likeness(self):\n"
+        "        return Likeness('l1', (-1.0, -1.0, -1.0), 0.5)\n"
+        "def build():\n"
+        "    return Mine()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = recipe(tmp_path, change=(RECIPE.split("\n")[4], ""))
+    text = (tmp_path / "l1.toml").read_text().replace('"siamese"', '"mine:build"')
+    (tmp_path / "l1.toml").write_text("\n".join(t for t in text.split("\n") if "trunk" not in t))
+    exported = edgecv.export(path, weights="random", output=tmp_path / "mine.onnx")
+    assert Likeness.of(exported.spec) == Likeness("l1", (-1.0, -1.0, -1.0), 0.5)
