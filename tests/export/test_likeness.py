@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from edgecv.gallery import Likeness, scores
 from edgecv.measure import selftest
 from edgecv.models.siamese import Siamese
 from edgecv.runtimes import open_backend
+from edgecv.workflows.adopt import adopt
 
 RECIPE = """
 task = "embed"
@@ -140,6 +142,25 @@ def test_recipes_that_contradict_the_net(tmp_path, options, error, text):
         )
 
 
+@pytest.mark.parametrize("pair", ["l1"], indirect=True)
+def test_an_adopted_file_has_one_of_its_length(pair, tmp_path):
+    bare = onnx.load(pair[1].path)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    learned = "{ measure = 'l1', weights = [WEIGHTS], bias = 0.5 }"
+    for count in (16, 15):
+        (tmp_path / f"{count}.toml").write_text(
+            'task = "embed"\n[input]\nsize = 32\n[output.options]\nnormalize = false\n'
+            f"likeness = {learned.replace('WEIGHTS', ', '.join(['-1.0'] * count))}\n"
+        )
+    own, wrong = (str(tmp_path / f"{count}.toml") for count in (16, 15))
+    adopted = adopt(tmp_path / "bare.onnx", recipe=own, output=tmp_path / "net.onnx")
+    assert Likeness.of(adopted.spec) == Likeness("l1", (-1.0,) * 16, 0.5)
+    with pytest.raises(SpecError, match=r"expected 16 weights, .* got 15"):
+        adopt(tmp_path / "bare.onnx", recipe=wrong, output=tmp_path / "no.onnx")
+    assert not (tmp_path / "no.onnx").exists()
+
+
 def test_a_users_own_pair(tmp_path, monkeypatch):
     """Any net with a likeness, called with one batch or two, is exported with it."""
     (tmp_path / "mine.py").write_text(
@@ -158,8 +179,11 @@ def test_a_users_own_pair(tmp_path, monkeypatch):
         "    return Mine()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    path = recipe(tmp_path, change=(RECIPE.split("\n")[4], ""))
-    text = (tmp_path / "l1.toml").read_text().replace('"siamese"', '"mine:build"')
-    (tmp_path / "l1.toml").write_text("\n".join(t for t in text.split("\n") if "trunk" not in t))
-    exported = edgecv.export(path, weights="random", output=tmp_path / "mine.onnx")
+    (tmp_path / "pair.toml").write_text(
+        'task = "embed"\n[model]\nsource = "mine:build"\n[input]\nsize = 32\n'
+        "[output]\noptions = { normalize = false }\n"
+    )
+    exported = edgecv.export(
+        str(tmp_path / "pair.toml"), weights="random", output=tmp_path / "mine.onnx"
+    )
     assert Likeness.of(exported.spec) == Likeness("l1", (-1.0, -1.0, -1.0), 0.5)
