@@ -18,9 +18,7 @@ from edgecv.gallery.likeness import Likeness, probabilities
 METRICS = ("cosine", "euclidean", "squared-euclidean", "chi-square", "likeness")
 
 Vectors = NDArray[np.float32]
-Weights: TypeAlias = (
-    "Vectors | Likeness | None"  # chi-square's, if any; what a likeness has learned
-)
+Weights: TypeAlias = Vectors | Likeness | None  # chi-square's, if any; of likeness what is learned
 _LARGEST = 1e38  # of |x|^2, so that it and products with it are finite in float32
 
 
@@ -121,10 +119,10 @@ def check_weights(weights: ArrayLike | Likeness | None, metric: str, dimension: 
         return weights
     if weights is None:
         return None
-    if metric != "chi-square" or isinstance(weights, Likeness):
-        kind = "a Likeness belongs" if isinstance(weights, Likeness) else "weights belong"
-        to = "likeness" if isinstance(weights, Likeness) else "chi-square"
-        raise InputError(f"{kind} to {to}; the metric is {metric}")
+    if isinstance(weights, Likeness):
+        raise InputError(f"a Likeness belongs to likeness; the metric is {metric}")
+    if metric != "chi-square":
+        raise InputError(f"weights belong to chi-square; the metric is {metric}")
     array = np.asarray(weights, np.float32)
     if array.shape != (dimension,) or not np.isfinite(array).all() or array.min() < 0:
         raise InputError(

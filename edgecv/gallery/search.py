@@ -197,6 +197,8 @@ def _refined(
     farther than two such errors below the ``k``-th best's: none left out can belong.
     """
     total = blocks.count
+    if k == 0:
+        return np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
     wanted = min(k + 8, total)
     while True:
         keys, rows = _best(blocks, queries, wanted, weights)

@@ -13,7 +13,7 @@ import edgecv
 from edgecv import models
 from edgecv.errors import ExportError, SpecError
 from edgecv.export.to_onnx import INPUT
-from edgecv.gallery import Likeness, scores
+from edgecv.gallery import Likeness, Space, scores
 from edgecv.measure import selftest
 from edgecv.models.siamese import Siamese
 from edgecv.runtimes import open_backend
@@ -26,6 +26,8 @@ source = "siamese"
 options = { trunk = "lenet5", measure = "MEASURE", trunk_options = { in_channels = 3 } }
 [input]
 size = 32
+mean = 0.5
+std = 0.5
 [output]
 options = { normalize = false }
 """
@@ -109,6 +111,8 @@ def test_smaller_files_keep_it(pair, tmp_path):
     )
     for smaller in (half, whole):
         assert Likeness.of(smaller.spec) == Likeness.of(exported.spec)
+        assert Space.of(smaller.spec) == Space.of(exported.spec)
+    assert whole.spec.preparation.mean == (128 / 255,) * 3  # a whole level, and the same space yet
     proof = half.spec.parity["likeness"]
     assert 0 < proof["max_abs"] <= proof["tolerance"]
 

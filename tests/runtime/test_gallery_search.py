@@ -169,6 +169,13 @@ def test_many_queries_are_answered_in_parts():
     assert Index(vectors).search(vectors[:0], 3)[0].shape == (0, 3)
 
 
+@pytest.mark.parametrize("measured", MEASURED)
+def test_among_no_vectors_there_is_none(measured):
+    metric, weights = weighed(measured, np.random.default_rng(0), 4)
+    found, rows = Index(np.empty((0, 4), np.float32), metric, weights).search(np.ones((2, 4)), 3)
+    assert found.shape == rows.shape == (2, 0)
+
+
 def test_the_vectors_are_kept_once():
     """Beside the vectors a search needs a block's scores: under a tenth of 20,000 x 128."""
     import tracemalloc
