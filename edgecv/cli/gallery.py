@@ -92,11 +92,6 @@ def enrol(
     out.say(f"{where}: {name} enrolled by {len(faces)} picture{'s' if len(faces) > 1 else ''}")
     if made or threshold is not None:
         out.say(f"threshold {settings.threshold:.4f} ({settings.metric}), margin {settings.margin}")
-    if made and settings.origin.get("midpoint"):
-        out.warn(
-            "this threshold is where the net holds one and two people for equally likely; how "
-            "often it accepts a stranger is not known: --pairs FILE --far RATE finds one that is"
-        )
     out.result(
         {
             "gallery": where,

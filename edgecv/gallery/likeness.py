@@ -27,7 +27,6 @@ from edgecv.spec import ModelSpec
 OPTION = "likeness"
 MEASURES = ("l1", "chi-square")
 EPSILON = 1e-6  # of the chi-square form's denominator: two features of 0 are alike
-MIDPOINT = 0.5  # where one kind of pair is as likely as the other, by what the head has learned
 _LONGEST = 1e19  # of |w|: as vectors', so that the sums of their products are finite in float32
 
 

@@ -10,7 +10,6 @@ from edgecv.errors import InputError
 from edgecv.faces import FacePipeline
 from edgecv.gallery import Gallery, Settings, comparison
 from edgecv.gallery.core import exists
-from edgecv.gallery.likeness import MIDPOINT
 from edgecv.model import load
 from edgecv.progress import Progress, silent
 from edgecv.workflows.pairs import evaluate_pairs
@@ -75,13 +74,12 @@ def open_or_create(
     """The gallery ``where``, made if it is not there, and whether it was.
 
     What is given is stored in it; an old one keeps its metric. A new one compares by the likeness
-    that the net has learned, or else by cosine; it needs a threshold, but a likeness has a natural
-    one.
+    that the net has learned, or else by cosine, and needs a threshold: also a likeness, whose 0.5
+    says that both are equally likely where half of all pairs are of one person, as in training and
+    at no door.
     """
     if not exists(where):
         metric, weights = comparison(pipeline.embedder.spec, metric)
-        if threshold is None and metric == "likeness":
-            threshold, origin = MIDPOINT, {"midpoint": True}
         if threshold is None:
             raise InputError(
                 f"{where}: a new gallery needs a threshold: --pairs FILE finds it from labelled "
