@@ -36,6 +36,7 @@ from edgecv.quantize.targets import policy_for
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import PLUGIN_TARGET, form_for, with_nms
+from edgecv.workflows.likeness import prove_likeness, with_likeness
 from edgecv.workflows.proof import machine_target
 from edgecv.workflows.quantize import QuantizeResult, quantize
 from edgecv.workflows.synthetic import synthetic_folder
@@ -272,7 +273,7 @@ def _contract(
         inputs=(TensorSpec(INPUT, (size, p.channels, p.height, p.width)),),
         outputs=tensors,
         preparation=p,
-        decoding=recipe.decoding,
+        decoding=with_likeness(recipe.decoding, model),
         labels=labels,
         label_ids=recipe.label_ids,
         provenance={
@@ -378,12 +379,14 @@ def _prove(
                 if spec.precision == "fp16":
                     margins.append(fp16_margin(found, _noise(model, given, names)))
             version = candidate.info.version
+            likeness = prove_likeness(candidate, spec, preparation, model)
     total = worst(results)
     report: dict[str, Any] = {
         **total.to_dict(),
         "reference": f"torch {torch.__version__}",
         "runtime": f"onnxruntime {version}",
         "batches": [int(size) for size in sizes],
+        **likeness,
     }
     if margins:
         sqnr, least = min(margins, key=lambda pair: pair[0] - pair[1])

@@ -26,7 +26,7 @@ from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, Search, pre
 from edgecv.quantize.run import Array, Batches
 from edgecv.quantize.sensitivity import error_for
 from edgecv.quantize.targets import MAC, Policy, policy_for
-from edgecv.spec import ModelSpec, TensorSpec, read_spec, write_spec
+from edgecv.spec import PARENT_MEAN, ModelSpec, TensorSpec, read_spec, write_spec
 from edgecv.workflows.heldout import HeldOut, Seen, Warn, held_out
 from edgecv.workflows.proof import DISAGREEMENT, Drop, Proof, Prover, float_summary, machine_target
 from edgecv.workflows.putback import Try, judges_of, put_back_until
@@ -346,6 +346,7 @@ def _contract(
             "put_back": done.put_back.to_dict() if done.put_back else None,
             "learned": done.learned,
             "pixels_in": ready.pixels.to_dict() if ready.pixels else None,
+            PARENT_MEAN: list(parent.preparation.mean),
         },
     )
 
