@@ -57,6 +57,7 @@ def siamese_recipe(folder: Path) -> Path:
         recipe,
         source="siamese",
         options={"trunk": recipe.source, "trunk_options": dict(recipe.options)},
+        decoding=replace(recipe.decoding, options={"normalize": False}),
         weights={},
         parameters=None,
         macs=None,

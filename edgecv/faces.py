@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgecv.align import ALIGNMENT, align_face
 from edgecv.closing import Closing
 from edgecv.errors import InputError
-from edgecv.gallery import Gallery, Identity, Space, Verification
+from edgecv.gallery import Gallery, Identity, Space, Verification, comparison
 from edgecv.gallery import verify as verify_vectors
 from edgecv.model import Model, load
 from edgecv.preprocess import Picture, open_picture
@@ -171,10 +171,14 @@ class FacePipeline(Closing):
         return gallery.verify(name, self.one(picture, color=color, largest=largest).vector)
 
     def compare(
-        self, a: Picture, b: Picture, threshold: float, *, metric: str = "cosine"
+        self, a: Picture, b: Picture, threshold: float, *, metric: str | None = None
     ) -> Verification:
-        """Whether two pictures show one person, without a gallery."""
-        return verify_vectors(self.one(a).vector, self.one(b).vector, threshold, metric)
+        """Whether two pictures show one person, without a gallery.
+
+        By default by the likeness that the embedder has learned, or else by cosine.
+        """
+        measure, weights = comparison(self.embedder.spec, metric)
+        return verify_vectors(self.one(a).vector, self.one(b).vector, threshold, measure, weights)
 
     def _faces(self, picture: Picture, color: str) -> list[Face]:
         image = open_picture(picture, color=color)

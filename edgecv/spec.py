@@ -25,6 +25,7 @@ from edgecv.onnxfile import read_metadata, write_metadata
 VERSION = 2  # of the contracts that this code writes
 READER = 2  # the highest min_reader that this code understands
 METADATA_KEY = "edgecv.spec"
+PARENT_MEAN = "parent_mean"  # in `quantization`: the preparation's, before it was moved to a level
 MAX_TENSORS = 256
 MAX_RANK = 16
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgecv.cli.options import BackendOption, ModelArgument
+from edgecv.cli.options import BackendOption, MetricOption, ModelArgument
 from edgecv.cli.output import JsonOption, Output
 
 WORST = 5  # classes of which the figure is shown
@@ -36,6 +36,7 @@ def command(
     detector: Annotated[
         Path | None, typer.Option("--detector", "-d", help="Finds the faces of a pairs file.")
     ] = None,
+    metric: MetricOption = None,
     far: Annotated[
         float, typer.Option(help="False-accept rate wanted of a pairs file's threshold.")
     ] = 0.001,
@@ -64,6 +65,7 @@ def command(
             classes=classes,
             limit=limit,
             detector=detector,
+            metric=metric,
             far=far,
             crops=crops,
             ensemble=ensemble or (),

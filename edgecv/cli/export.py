@@ -111,6 +111,7 @@ def _show(result: ExportResult, out: Output) -> None:
             + (" before quantization" if result.quantized is not None else ""),
         }
         | _parity_lines(spec)
+        | _likeness_lines(spec)
         | _nms_lines(spec)
     )
 
@@ -153,6 +154,20 @@ def _parity_lines(spec: ModelSpec) -> dict[str, str]:
     return {
         "parity": f"{found}, batches {parity['batches']}, {parity['reference']} against "
         f"{parity['runtime']}"
+    }
+
+
+def _likeness_lines(spec: ModelSpec) -> dict[str, str]:
+    """What a Siamese pair has learned beside its embeddings, and how far it is from PyTorch."""
+    from edgecv.gallery import Likeness
+
+    if (likeness := Likeness.of(spec)) is None:
+        return {}
+    if (proof := spec.parity.get("likeness")) is None:
+        return {"likeness": str(likeness)}
+    return {
+        "likeness": f"{likeness}; of {proof['pairs']} pairs at most {proof['max_abs']:.1e} from "
+        f"PyTorch's (allowed {proof['tolerance']:.1e})"
     }
 
 

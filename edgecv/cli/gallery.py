@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgecv.cli.options import BackendOption
+from edgecv.cli.options import BackendOption, MetricOption
 from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import CheckFailed, InputError
 
@@ -53,9 +53,7 @@ def enrol(
     margin: Annotated[
         float | None, typer.Option(help="How much better than the second the best must be.")
     ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="cosine, euclidean, squared-euclidean, chi-square.")
-    ] = None,
+    metric: MetricOption = None,
     pooling: Annotated[
         str | None, typer.Option(help="Several pictures of a person: best or mean.")
     ] = None,
@@ -65,15 +63,18 @@ def enrol(
 ) -> None:
     """Add a person by one picture or more; the gallery is made if it is not there."""
     from edgecv.faces import FacePipeline
-    from edgecv.workflows.gallery import found_threshold, open_or_create
+    from edgecv.workflows.gallery import found_threshold, metric_of, open_or_create
 
     if threshold is not None and pairs is not None:
         raise InputError("--threshold states the threshold and --pairs finds it: give one of them")
     out = Output(as_json)
     origin: dict[str, object] = {"given": True}
     if pairs is not None:
+        metric = metric_of(where, metric)
         with out.progress() as progress:
-            threshold, origin = found_threshold(model, detector, pairs, far, backend, progress)
+            threshold, origin = found_threshold(
+                model, detector, pairs, far, backend, metric, progress
+            )
     with FacePipeline(detector, model, backend=backend, conf=conf) as pipeline:
         faces = [pipeline.one(picture, largest=largest) for picture in pictures]
         gallery, made = open_or_create(

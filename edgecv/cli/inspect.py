@@ -17,6 +17,7 @@ def command(
 ) -> None:
     """Show the contract that a model file carries."""
     from edgecv.enginefile import is_engine
+    from edgecv.gallery import Likeness
     from edgecv.measure.saturation import Saturation, saturation, saturation_note
     from edgecv.spec import read_spec
 
@@ -24,6 +25,7 @@ def command(
     out = Output(as_json)
     shown = ", ".join(spec.labels[:5]) + (", ..." if len(spec.labels) > 5 else "")
     weights = spec.provenance.get("weights", {})
+    likeness = Likeness.of(spec)
     out.say(f"{model}", "bold")
     pairs = {
         "name": spec.name,
@@ -33,6 +35,7 @@ def command(
         "preparation": spec.preparation.describe(),
         "outputs": ", ".join(f"{t.name} {list(t.shape)} {t.dtype}" for t in spec.outputs),
         "decoding": spec.decoding.kind,
+        **({"likeness": str(likeness)} if likeness else {}),
         "labels": f"{len(spec.labels)}: {shown}",
         "weights": f"{weights.get('origin')} {weights.get('file') or ''}".strip(),
         "weights' licence": weights.get("licence") or "not stated",

@@ -20,6 +20,14 @@ PixelsOption = Annotated[
 BackendOption = Annotated[
     str, typer.Option("--backend", metavar="NAME", help="A name of `edgecv backends`, or auto.")
 ]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METRIC",
+        help="cosine, euclidean, squared-euclidean, chi-square, likeness (default: the likeness "
+        "that the net has learned, or else cosine).",
+    ),
+]
 
 
 def floats(text: str | None, flag: str) -> tuple[float, ...] | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from edgecv.errors import RecipeError, SpecError
 from edgecv.export.recipe import Recipe, load_recipe, read_labels
 from edgecv.export.ultralytics import UltralyticsNote
+from edgecv.gallery.likeness import Likeness
 from edgecv.spec import ModelSpec, Preparation, TensorSpec
 
 Shape = Sequence[int]
@@ -103,7 +104,7 @@ def contract(
             f"{where}: the graph has {count} classes, {source} {len(names)} names; give a list of "
             f"{count} with --labels FILE"
         )
-    return ModelSpec(
+    spec = ModelSpec(
         name=note.family if note is not None and note.family else recipe.name,
         task=recipe.task,
         inputs=inputs,
@@ -113,6 +114,8 @@ def contract(
         labels=names,
         label_ids=ids,
     )
+    Likeness.of(spec)  # refuses one that is not of these embeddings
+    return spec
 
 
 def _check_outputs(recipe: Recipe, outputs: Sequence[TensorSpec], where: str) -> None:

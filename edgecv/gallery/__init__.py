@@ -4,9 +4,10 @@ NumPy alone runs it; Milvus is an option for those who outgrow one machine (``ed
 """
 
 from edgecv.gallery.core import Candidate, Gallery, Identity, Verification, verify
+from edgecv.gallery.likeness import Likeness
 from edgecv.gallery.metrics import METRICS, scores
 from edgecv.gallery.search import Index
-from edgecv.gallery.settings import POOLINGS, Settings, Space
+from edgecv.gallery.settings import POOLINGS, Settings, Space, comparison
 
 __all__ = [
     "METRICS",
@@ -15,9 +16,11 @@ __all__ = [
     "Gallery",
     "Identity",
     "Index",
+    "Likeness",
     "Settings",
     "Space",
     "Verification",
+    "comparison",
     "scores",
     "verify",
 ]

@@ -15,7 +15,15 @@ from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.gallery.engine import Engine, check_name, mean_template, unknown_name
 from edgecv.gallery.folder import FolderEngine
-from edgecv.gallery.metrics import accepts, better_by, check_vectors, is_similarity, pair_scores
+from edgecv.gallery.likeness import Likeness
+from edgecv.gallery.metrics import (
+    accepts,
+    better_by,
+    check_vectors,
+    is_similarity,
+    pair_scores,
+    scores,
+)
 from edgecv.gallery.milvus import MilvusEngine, is_milvus
 from edgecv.gallery.segments import MANIFEST
 from edgecv.gallery.settings import Settings, Space
@@ -193,8 +201,7 @@ class Gallery(Closing):
         settings = self.settings
         if settings.pooling == "mean":
             own = mean_template(own, settings.metric)
-        weights = None if settings.weights is None else np.asarray(settings.weights, np.float32)
-        found = pair_scores(own, query, settings.metric, weights)
+        found = pair_scores(own, query, settings.metric, settings.factors)
         score = float(found.max() if is_similarity(settings.metric) else found.min())
         threshold = self._threshold()
         return Verification(
@@ -227,7 +234,9 @@ class Gallery(Closing):
 
     def _checked(self, vectors: ArrayLike) -> np.ndarray[Any, np.dtype[np.float32]]:
         settings = self.settings
-        rows = check_vectors(vectors, settings.metric, settings.space.dimension)
+        rows = check_vectors(
+            vectors, settings.metric, settings.space.dimension, weights=settings.factors
+        )
         if not len(rows):
             raise InputError("expected at least one vector, got none")
         return rows
@@ -260,11 +269,19 @@ def _decide(
     return Identity(best.name, "recognized", shown)
 
 
-def verify(a: ArrayLike, b: ArrayLike, threshold: float, metric: str = "cosine") -> Verification:
-    """Whether two vectors ``[D]`` are of one person, without a gallery."""
-    x = check_vectors(a, metric, what="a")
-    y = check_vectors(b, metric, x.shape[1], what="b")
-    if len(x) != 1 or len(y) != 1:
-        raise InputError(f"expected two vectors, got {len(x)} and {len(y)}")
-    score = float(pair_scores(x, y, metric, None)[0])
+def verify(
+    a: ArrayLike,
+    b: ArrayLike,
+    threshold: float,
+    metric: str = "cosine",
+    weights: ArrayLike | Likeness | None = None,
+) -> Verification:
+    """Whether two vectors ``[D]`` are of one person, without a gallery.
+
+    ``weights`` are chi-square's, or the :class:`Likeness` of the metric of that name.
+    """
+    found = scores(a, b, metric, weights)
+    if len(found) != 1:
+        raise InputError(f"expected two vectors, got {len(found)} pairs")
+    score = float(found[0])
     return Verification(accepts(metric, score, threshold), score, threshold, metric)

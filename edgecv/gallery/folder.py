@@ -132,10 +132,9 @@ class FolderEngine:
     def nearest(self, queries: Vectors, k: int) -> tuple[NDArray[np.float32], list[list[str]]]:
         state = self._current()
         settings = state.settings
-        weights = None if settings.weights is None else np.asarray(settings.weights, np.float32)
         if not state.templates.count:
             return np.empty((len(queries), 0), np.float32), [[] for _ in queries]
-        scores, rows = nearest(state.templates, queries, k, settings.metric, weights)
+        scores, rows = nearest(state.templates, queries, k, settings.metric, settings.factors)
         which, places = state.templates.locate(rows)
         names = [
             [state.owners[w][p].decode() for w, p in zip(*line, strict=True)]

@@ -4,9 +4,9 @@
 name of the collection is ``edgecv`` where none is given. The settings are kept in the collection's
 properties. Search is exact (a FLAT index); whoever wants an approximate one can build it there.
 
-What differs from a folder: Milvus has no chi-square; two writers that add one new name at the same
-moment may both succeed; the pooling is fixed when the gallery is made; and ``remove`` asks for
-compaction, but when the server wipes its files is its own affair.
+What differs from a folder: Milvus has no chi-square and no learned likeness; two writers that add
+one new name at the same moment may both succeed; the pooling is fixed when the gallery is made; and
+``remove`` asks for compaction, but when the server wipes its files is its own affair.
 """
 
 from __future__ import annotations

@@ -12,13 +12,15 @@ best so far: after the first blocks that is one ``argmax`` a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecv.gallery.likeness import Likeness, probabilities
 from edgecv.gallery.metrics import (
     Vectors,
+    Weights,
     check_metric,
     check_vectors,
     check_weights,
@@ -48,10 +50,11 @@ class Block:
         columns = np.empty((self.dimension + lifted, self.count), np.float32)
         columns[: self.dimension] = (unit(vectors) if metric == "cosine" else vectors).T
         self.longest = 0.0  # |x|, for the bound on rounding
-        if lifted and self.count:
+        if (lifted or metric == "likeness") and self.count:
             squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-            columns[-1] = -squares / 2
             self.longest = math.sqrt(squares.max())
+            if lifted:
+                columns[-1] = -squares / 2
         self.columns = columns
 
     def vectors(self, rows: Rows | slice = slice(None)) -> Vectors:
@@ -96,7 +99,7 @@ def nearest(
     queries: Vectors,
     k: int,
     metric: str,
-    weights: Vectors | None = None,
+    weights: Weights = None,
 ) -> tuple[NDArray[np.float32], Rows]:
     """The ``k`` best of all vectors for each query ``[Q, D]``.
 
@@ -104,7 +107,9 @@ def nearest(
     cut to the number of vectors). Of equal scores the lower position comes first. Cosines are
     float32 products, as any library's: two that differ by less than rounding (1e-6) may swap.
     Euclidean distances are found by products, and then computed by subtraction in float64; the
-    order is that of the exact distances whatever the vectors' lengths.
+    order is that of the exact distances whatever the vectors' lengths. A likeness is found by sums
+    in float32 and then computed in float64; the order is that of its logits, which tell vectors
+    apart whose likeness is 1 to all digits.
 
     The arguments are trusted: :class:`Index` checks them.
     """
@@ -120,7 +125,7 @@ def nearest(
 
 
 def _chunk(
-    blocks: Blocks, queries: Vectors, k: int, metric: str, weights: Vectors | None
+    blocks: Blocks, queries: Vectors, k: int, metric: str, weights: Weights
 ) -> tuple[NDArray[np.float32], Rows]:
     if metric == "cosine":
         if len(queries) == 1:  # scaling five scores is quicker than scaling the query
@@ -129,6 +134,8 @@ def _chunk(
             keys *= 1 / math.sqrt(float(query.dot(query)))
             return keys, rows
         return _best(blocks, unit(queries), k, None)
+    if isinstance(weights, Likeness):
+        return _likeness(blocks, queries, k, weights)
     if metric == "chi-square":
         flat = np.ones(queries.shape[1], np.float32) if weights is None else weights
         keys, rows = _best(blocks, queries, k, flat)
@@ -142,32 +149,76 @@ def _euclidean(
     """By keys ``q.x - |x|^2 / 2``, then the candidates by their distances.
 
     A key in float32 is off by at most ``(D + 1) u (|q| |x| + |x|^2 / 2)``, u = 2^-24 (Higham,
-    Accuracy and Stability of Numerical Algorithms, 3.1). So candidates are added until the last
-    one's key is farther than two such errors below the ``k``-th best's: none left out can belong.
+    Accuracy and Stability of Numerical Algorithms, 3.1).
     """
     lifted = np.ones((len(queries), queries.shape[1] + 1), np.float32)
     lifted[:, :-1] = queries
-    longest, total = blocks.longest, blocks.count
+    longest = blocks.longest
     lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
     error = (queries.shape[1] + 1) * 2.0**-24 * (lengths * longest + longest**2 / 2)
+
+    def exact(vectors: Vectors, query: Vectors) -> NDArray[np.float64]:
+        return -pair_scores(vectors, query, metric, None)
+
+    found, rows = _refined(blocks, lifted, k, None, error, exact)
+    return (-found).astype(np.float32), rows
+
+
+def _likeness(
+    blocks: Blocks, queries: Vectors, k: int, weights: Likeness
+) -> tuple[NDArray[np.float32], Rows]:
+    """By keys ``sum w t`` of the terms t, then the candidates by their logits.
+
+    A term is off by at most 7 roundings (chi-square's: two sums, the epsilon, the difference and
+    its square, the quotient) and is at most ``|x_k| + |q_k|``, so a key in float32 is off by at
+    most ``(D + 8) u |w| (|q| + |x|)`` (Higham 3.1, and Cauchy and Schwarz).
+    """
+    lengths = np.linalg.norm(queries.astype(np.float64), axis=1)
+    error = (queries.shape[1] + 8) * 2.0**-24 * weights.norm * (lengths + blocks.longest)
+
+    def exact(vectors: Vectors, query: Vectors) -> NDArray[np.float64]:
+        return weights.logits(vectors.astype(np.float64), query.astype(np.float64))
+
+    found, rows = _refined(blocks, queries, k, weights, error, exact)
+    return probabilities(found).astype(np.float32), rows
+
+
+def _refined(
+    blocks: Blocks,
+    queries: Vectors,
+    k: int,
+    weights: Weights,
+    error: NDArray[np.float64],
+    exact: Callable[[Vectors, Vectors], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], Rows]:
+    """The ``k`` best by ``exact`` scores (higher is better) among those whose keys are the best.
+
+    ``error`` ``[Q]`` bounds how far a key is off. Candidates are added until the last one's key is
+    farther than two such errors below the ``k``-th best's: none left out can belong.
+    """
+    total = blocks.count
+    if k == 0:
+        return np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
     wanted = min(k + 8, total)
     while True:
-        keys, rows = _best(blocks, lifted, wanted, None)
+        keys, rows = _best(blocks, queries, wanted, weights)
         if wanted == total or (keys[:, -1] < keys[:, k - 1] - 2 * error).all():
             break
         wanted = min(4 * wanted, total)
-    found = np.empty((len(queries), k), np.float32)
+    found = np.empty((len(queries), k), np.float64)
     order = np.empty((len(queries), k), np.int64)
     for i, query in enumerate(queries):
         candidates = np.sort(rows[i])  # by position, so that the stable sort keeps it among equals
-        exact = pair_scores(blocks.gather(candidates), query[None], metric, None)
-        best = np.argsort(exact, kind="stable")[:k]
-        found[i], order[i] = exact[best], candidates[best]
+        vectors = blocks.gather(candidates)
+        scores = exact(vectors, query[None, : vectors.shape[1]])  # without what lifts it
+        best = np.argsort(-scores, kind="stable")[:k]
+        found[i], order[i] = scores[best], candidates[best]
     return found, order
 
 
-def _best(blocks: Blocks, queries: Vectors, k: int, weights: Vectors | None) -> tuple[Keys, Rows]:
-    """The ``k`` highest keys per query and where they are; ``weights`` asks for chi-square."""
+def _best(blocks: Blocks, queries: Vectors, k: int, weights: Weights) -> tuple[Keys, Rows]:
+    """The ``k`` highest keys per query and where they are; ``weights`` asks for chi-square or, if
+    learned, for their likeness."""
     if k == 0:
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     buffer = np.empty(len(queries) * blocks.largest, np.float32)
@@ -185,7 +236,7 @@ def _best(blocks: Blocks, queries: Vectors, k: int, weights: Vectors | None) -> 
 
 
 def _best_of_one(
-    blocks: Blocks, query: Vectors, k: int, weights: Vectors | None, buffer: Keys
+    blocks: Blocks, query: Vectors, k: int, weights: Weights, buffer: Keys
 ) -> tuple[Keys, Rows]:
     """:func:`_best` of one query with plain numbers: among 1,000 vectors NumPy's calls on arrays of
     five would take longer than the search."""
@@ -246,7 +297,7 @@ def _merge(keys: Keys, offset: int, best: Keys, rows: Rows) -> None:
     rows[active] = np.take_along_axis(joined_rows, order, axis=1)
 
 
-def _keys(block: Block, queries: Vectors, weights: Vectors | None, out: Keys) -> None:
+def _keys(block: Block, queries: Vectors, weights: Weights, out: Keys) -> None:
     """Each query's key of each vector of ``block``: ``out`` ``[Q, n]``, the higher the nearer."""
     if weights is None:
         np.dot(queries, block.columns, out=out)
@@ -255,11 +306,14 @@ def _keys(block: Block, queries: Vectors, weights: Vectors | None, out: Keys) ->
             _keys_of_one(block, query, weights, keys)
 
 
-def _keys_of_one(block: Block, query: Vectors, weights: Vectors | None, out: Keys) -> None:
+def _keys_of_one(block: Block, query: Vectors, weights: Weights, out: Keys) -> None:
     if weights is None:
         np.dot(query, block.columns, out=out)
         return
     column = query[:, None]
+    if isinstance(weights, Likeness):
+        np.dot(weights.vector, weights.terms(block.columns, column), out=out)
+        return
     total = block.columns + column
     terms = block.columns - column
     terms *= terms
@@ -277,11 +331,9 @@ class Index:
     [[0, 1]]
     """
 
-    def __init__(
-        self, vectors: Vectors, metric: str = "cosine", weights: Vectors | None = None
-    ) -> None:
+    def __init__(self, vectors: Vectors, metric: str = "cosine", weights: Weights = None) -> None:
         check_metric(metric)
-        checked = check_vectors(vectors, metric)
+        checked = check_vectors(vectors, metric, weights=weights)
         self.metric, self.dimension = metric, checked.shape[1]
         self.weights = check_weights(weights, metric, self.dimension)
         self.blocks = Blocks.of(checked, metric)
@@ -291,5 +343,5 @@ class Index:
 
     def search(self, queries: Vectors, k: int = 5) -> tuple[NDArray[np.float32], Rows]:
         """See :func:`nearest`; a single query ``[D]`` gives ``[1, k]``."""
-        checked = check_vectors(queries, self.metric, self.dimension, "queries")
+        checked = check_vectors(queries, self.metric, self.dimension, "queries", self.weights)
         return nearest(self.blocks, checked, k, self.metric, self.weights)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from edgecv.errors import InputError
-from edgecv.gallery.metrics import check_metric, check_weights
-from edgecv.spec import ModelSpec, Preparation
+from edgecv.errors import InputError, SpecError
+from edgecv.gallery.likeness import OPTION, Likeness
+from edgecv.gallery.metrics import Weights, check_metric, check_weights
+from edgecv.jsonobject import JsonObject
+from edgecv.spec import PARENT_MEAN, ModelSpec, Preparation
 
 POOLINGS = ("best", "mean")
 # Not part of the space: the order of the axes carries the same pixels
@@ -22,8 +24,12 @@ class Space:
 
     ``weights`` is the sha256 of the weights that the net was exported from, which its FP16 and
     INT8 files keep in their provenance: all of them share one space. ``preparation`` holds what
-    differs from the defaults, so that a new optional field of the contract changes no space.
+    differs from the defaults, so that a new optional field of the contract changes no space; an
+    INT8 file's mean is its parent's, which quantization may have moved to a whole level.
     ``alignment`` names the template that faces were aligned to; ``None``: pictures as they came.
+
+    A learned likeness is no part of it: another one measures the same vectors otherwise. A gallery
+    that compares by one keeps it beside the threshold that was chosen for it (:class:`Settings`).
     """
 
     weights: str
@@ -53,7 +59,11 @@ class Space:
         size = spec.outputs[0].shape[-1]
         if not isinstance(size, int):
             raise InputError(f"{spec.name}: its output has no fixed length, but {size!r}")
-        return cls(sha256, size, _unusual(spec.preparation), dict(spec.decoding.options), alignment)
+        decoding = {key: v for key, v in spec.decoding.options.items() if key != OPTION}
+        quantization = JsonObject(spec.quantization, f"{spec.name}: quantization")
+        mean = quantization.floats(PARENT_MEAN, spec.preparation.mean)
+        preparation = replace(spec.preparation, mean=mean)
+        return cls(sha256, size, _unusual(preparation), decoding, alignment)
 
     def check(self, other: Space, where: str) -> None:
         """Refuse vectors of ``other`` in the gallery ``where``, saying in what they differ."""
@@ -65,6 +75,26 @@ class Space:
                 f"{where}: this gallery belongs to another model ({'; '.join(parts)} in the "
                 f"model); use the model it was made with, or enrol everyone into a new gallery"
             )
+
+
+def comparison(spec: ModelSpec, metric: str | None = None) -> tuple[str, Likeness | None]:
+    """How embeddings of the net with this contract are compared: the metric, and its weights.
+
+    By default by the likeness that it has learned, or else by cosine. Raises
+    :class:`~edgecv.errors.InputError` where ``metric`` asks for a likeness and it has none.
+    """
+    likeness = Likeness.of(spec)
+    if metric is None:
+        metric = "cosine" if likeness is None else "likeness"
+    check_metric(metric)
+    if metric != "likeness":
+        return metric, None
+    if likeness is None:
+        raise InputError(
+            f"{spec.name}: this file carries no learned likeness: a Siamese pair trained with "
+            f'metric.loss = "likeness" and then exported does; compare by another metric'
+        )
+    return metric, likeness
 
 
 def _unusual(preparation: Preparation) -> dict[str, Any]:
@@ -88,10 +118,11 @@ def _short(value: Any) -> str:
 class Settings:
     """How a gallery decides.
 
-    A score is accepted from ``threshold`` on (at least it for cosine, at most it for distances),
-    and only where the best person is better than the second by ``margin`` or more, in the unit of
-    ``metric``. A person with several pictures scores as the ``best`` of them, or as the ``mean``
-    of their vectors. ``weights``: chi-square's. ``origin``: how the threshold was found.
+    A score is accepted from ``threshold`` on (at least it for cosine and likeness, at most it for
+    distances), and only where the best person is better than the second by ``margin`` or more, in
+    the unit of ``metric``. A person with several pictures scores as the ``best`` of them, or as the
+    ``mean`` of their vectors. ``weights``: chi-square's, or the learned likeness. ``origin``: how
+    the threshold was found.
     """
 
     space: Space
@@ -99,7 +130,7 @@ class Settings:
     threshold: float | None = None
     margin: float = 0.0
     pooling: str = "best"
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | Likeness | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,10 +142,21 @@ class Settings:
             raise InputError(f"the threshold must be a finite number, got {self.threshold}")
         if self.threshold is not None and self.metric == "cosine" and abs(self.threshold) > 1:
             raise InputError(f"a cosine threshold lies from -1 to 1, got {self.threshold:g}")
+        if (
+            self.threshold is not None
+            and self.metric == "likeness"
+            and not 0 <= self.threshold <= 1
+        ):
+            raise InputError(f"a likeness threshold lies from 0 to 1, got {self.threshold:g}")
         if self.threshold is not None and self.metric != "cosine" and self.threshold < 0:
             raise InputError(f"a distance is never below 0, got the threshold {self.threshold:g}")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise InputError(f"the margin must be a finite number from 0 up, got {self.margin}")
+
+    @property
+    def factors(self) -> Weights:
+        """:attr:`weights` as comparing takes them."""
+        return check_weights(self.weights, self.metric, self.space.dimension)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,11 +180,21 @@ class Settings:
                 threshold=None if threshold is None else float(threshold),
                 margin=float(data["margin"]),
                 pooling=str(data["pooling"]),
-                weights=None if weights is None else tuple(float(w) for w in weights),
+                weights=_weights(weights),
                 origin=dict(data.get("origin", {})),
             )
+        except (InputError, SpecError) as error:
+            raise InputError(
+                f"{where}: the gallery's settings are damaged, or of a newer EdgeCV ({error})"
+            ) from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{where}: the gallery's settings are damaged ({type(error).__name__}: {error}); "
                 f"restore it from a copy"
             ) from error
+
+
+def _weights(given: Any) -> tuple[float, ...] | Likeness | None:
+    if isinstance(given, Mapping):
+        return Likeness.read(JsonObject(given, "weights"))
+    return None if given is None else tuple(float(w) for w in given)

@@ -2,7 +2,9 @@
 
 Koch et al., "Siamese Neural Networks for One-shot Image Recognition", ICML Deep Learning Workshop
 2015: ``sigmoid(sum_k w_k |f_k(x) - f_k(y)| + b)``; the chi-square form
-``(f_k(x) - f_k(y))^2 / (f_k(x) + f_k(y))`` is that of Taigman et al., "DeepFace", CVPR 2014.
+``(f_k(x) - f_k(y))^2 / (f_k(x) + f_k(y))`` is that of Taigman et al., "DeepFace", CVPR 2014. The
+file that is exported gives embeddings, and carries the measure in its contract
+(:mod:`edgecv.gallery.likeness`).
 """
 
 from __future__ import annotations
@@ -14,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from edgecv.errors import RecipeError
+from edgecv.gallery.likeness import EPSILON, MEASURES, Likeness
 from edgecv.models.embedder import Embedder
 from edgecv.models.layers import AdaptivePool, Classifier
 from edgecv.models.mobilefacenet import MobileFaceNet
-
-MEASURES = ("l1", "chi-square")
-EPSILON = 1e-6  # of the chi-square form's denominator: two features of 0 are alike
 
 
 class LikenessHead(nn.Module):
@@ -65,6 +65,12 @@ class Siamese(nn.Module):
         else:
             out = self.trunk(x)
         return out.sigmoid() if self.head.measure == "chi-square" else out
+
+    def likeness(self) -> Likeness:
+        """What the head has learned, as the exported file carries it."""
+        linear = self.head.weigh
+        weights = tuple(linear.weight.detach()[0].tolist())
+        return Likeness(self.head.measure, weights, float(linear.bias.detach()))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Likeness ``[N, 1]`` of the pictures x and y pair by pair; without y, x's embeddings."""

@@ -10,7 +10,8 @@ the missing fraction ``d`` of a level, and the first convolutions' biases give i
     W * (x - d) + (b + d * sum(W)) = W * x + b
 
 which is exact but for what zero padding adds at the border: there ``d``, half a level. The
-subtraction costs nothing: it is the mean in the preparation of the new file's contract.
+subtraction costs nothing: it is the mean in the preparation of the new file's contract, which keeps
+the parent's (:data:`edgecv.spec.PARENT_MEAN`): the vectors that come out are of the same net.
 """
 
 from __future__ import annotations

@@ -123,11 +123,10 @@ class EmbeddingTask:
         if not torch.isfinite(vectors).all():
             raise InputError("the net's embeddings are NaN or infinite; try a lower lr")
         left, right = vectors[self.pairs.left], vectors[self.pairs.right]
-        if self.metric_settings.loss == "likeness" and isinstance(net, Siamese):
-            likeness = net.head(left, right)[:, 0].double().cpu().numpy()
-            return verification(likeness, self.pairs.same)
+        weights = net.likeness() if isinstance(net, Siamese) else None
         measure = "cosine" if self.normalized else "squared-euclidean"
-        scores = pair_scores(left.cpu().numpy(), right.cpu().numpy(), measure, None)
+        measure = measure if weights is None else "likeness"
+        scores = pair_scores(left.cpu().numpy(), right.cpu().numpy(), measure, weights)
         # a net that gives zeros, as an untrained one may: no direction, alike to nothing
         return verification(np.nan_to_num(scores, nan=-1.0), self.pairs.same, measure)
 

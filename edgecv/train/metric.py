@@ -86,6 +86,11 @@ class Compared(nn.Module):
 
 def learner(net: nn.Module, settings: MetricSettings, dimensions: int, classes: int) -> nn.Module:
     """``net`` as it is trained: with what its loss needs besides, which is dropped afterwards."""
+    if isinstance(net, Siamese) and settings.loss != "likeness":
+        raise RecipeError(
+            f"train.metric.loss: {settings.loss} does not teach a Siamese pair its likeness, which "
+            f'its file carries: set loss = "likeness", or model.source to the trunk alone'
+        )
     if settings.loss == "softmax":
         return Classified(net, dimensions, classes)
     if settings.loss == "likeness":
@@ -112,6 +117,11 @@ def make_loss(settings: MetricSettings, *, normalize: bool) -> Loss:
     if settings.loss == "softmax":
         return cross_entropy
     if settings.loss == "likeness":
+        if normalize:
+            raise RecipeError(
+                "train.metric.loss: likeness compares embeddings as the net gives them: set "
+                "output.options = { normalize = false }"
+            )
         return _likeness
     if settings.distance == "cosine" and not normalize:
         raise RecipeError(

@@ -96,6 +96,7 @@ def evaluate(
     classes: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     detector: str | os.PathLike[str] | None = None,
+    metric: str | None = None,
     far: float = FAR,
     crops: int = 1,
     ensemble: Sequence[str | os.PathLike[str]] = (),
@@ -108,7 +109,7 @@ def evaluate(
     - ``detect``: YOLO text labels (:func:`edgecv.evaluate.yolo_labels.read_yolo`, ``split``), or a
       COCO file (:func:`edgecv.evaluate.coco_json.read_coco`)
     - ``embed``: a file of pairs (:func:`edgecv.workflows.pairs.evaluate_pairs`; ``detector`` finds
-      the faces, ``far`` is the false-accept rate wanted of the threshold)
+      the faces, ``metric`` compares, ``far`` is the false-accept rate wanted of the threshold)
     - ``landmarks``: a CSV file of points (:func:`edgecv.evaluate.points.read_points`)
     - ``segment``: masks (:func:`edgecv.evaluate.segmentation.read_masks`)
 
@@ -126,6 +127,7 @@ def evaluate(
         classes=Path(classes) if classes is not None else None,
         limit=limit,
         detector=Path(detector) if detector is not None else None,
+        metric=metric,
         far=far,
         crops=crops,
         ensemble=tuple(Path(other) for other in ensemble),
@@ -148,6 +150,8 @@ def score(model: Model, request: Request) -> Score:
         raise InputError(f"--split is for data sets of boxes, with a data.yaml, not for {task}")
     if request.detector is not None and task != "embed":
         raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
+    if request.metric is not None and task != "embed":
+        raise InputError(f"--metric compares the vectors of a pairs file, not for {task}")
     if task != "classify" and (request.crops > 1 or request.ensemble):
         raise InputError(f"--crops and --ensemble are for classifiers, not for {task}")
     return TASKS[task](model, request)
@@ -163,6 +167,7 @@ class Request:
     classes: Path | None = None
     limit: int | None = None
     detector: Path | None = None
+    metric: str | None = None
     far: float = FAR
     crops: int = 1
     ensemble: tuple[Path, ...] = ()
@@ -264,6 +269,7 @@ def _embed(model: Model, request: Request) -> VerificationScore:
         request.dataset,
         detector=request.detector,
         backend=request.backend,
+        metric=request.metric,
         far=request.far,
         limit=request.limit,
         progress=request.progress,

@@ -33,6 +33,7 @@ from edgecv.progress import Progress, silent
 from edgecv.quantize.targets import policy_for
 from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import PLUGIN_TARGET, form_for, with_nms
+from edgecv.workflows.likeness import with_likeness
 from edgecv.workflows.parity import fp16_noise, prove, torch_outputs
 from edgecv.workflows.proof import machine_target
 from edgecv.workflows.quantize import quantize
@@ -270,7 +271,7 @@ def _contract(
         inputs=(TensorSpec(INPUT, (size, p.channels, p.height, p.width)),),
         outputs=tensors,
         preparation=p,
-        decoding=recipe.decoding,
+        decoding=with_likeness(recipe.decoding, model),
         labels=labels,
         label_ids=recipe.label_ids,
         provenance={

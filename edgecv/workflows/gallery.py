@@ -8,11 +8,11 @@ from typing import Any
 
 from edgecv.errors import InputError
 from edgecv.faces import FacePipeline
-from edgecv.gallery import Gallery, Settings
+from edgecv.gallery import Gallery, Settings, comparison
 from edgecv.gallery.core import exists
 from edgecv.model import load
 from edgecv.progress import Progress, silent
-from edgecv.workflows.pairs import METRIC, evaluate_pairs
+from edgecv.workflows.pairs import evaluate_pairs
 
 
 def found_threshold(
@@ -21,13 +21,21 @@ def found_threshold(
     pairs: str | os.PathLike[str],
     far: float,
     backend: str = "auto",
+    metric: str | None = None,
     progress: Progress = silent,
 ) -> tuple[float, dict[str, Any]]:
     """The threshold that labelled ``pairs`` give at the false-accept rate ``far``, and its origin
-    for the gallery's settings."""
+    for the gallery's settings. ``metric`` is by default the net's own
+    (:func:`~edgecv.gallery.settings.comparison`)."""
     with load(embedder, backend=backend) as model:
         score = evaluate_pairs(
-            model, pairs, detector=detector, backend=backend, far=far, progress=progress
+            model,
+            pairs,
+            detector=detector,
+            backend=backend,
+            metric=metric,
+            far=far,
+            progress=progress,
         )
     origin = {
         "pairs": Path(pairs).name,
@@ -39,6 +47,18 @@ def found_threshold(
         "accuracy_on_held_out_folds": score.accuracy,
     }
     return score.threshold, origin
+
+
+def metric_of(where: str | os.PathLike[str], metric: str | None) -> str | None:
+    """The metric of the gallery ``where``, if it is there, or else the ``metric`` that is wanted.
+
+    One that the gallery does not have is refused.
+    """
+    if not exists(where):
+        return metric
+    with Gallery.open(where) as gallery:
+        _check_metric(gallery, metric)
+        return gallery.settings.metric
 
 
 def open_or_create(
@@ -53,9 +73,13 @@ def open_or_create(
 ) -> tuple[Gallery, bool]:
     """The gallery ``where``, made if it is not there, and whether it was.
 
-    What is given is stored in it; a new one needs a threshold, an old one keeps its metric.
+    What is given is stored in it; an old one keeps its metric. A new one compares by the likeness
+    that the net has learned, or else by cosine, and needs a threshold: also a likeness, whose 0.5
+    says that both are equally likely where half of all pairs are of one person, as in training and
+    at no door.
     """
     if not exists(where):
+        metric, weights = comparison(pipeline.embedder.spec, metric)
         if threshold is None:
             raise InputError(
                 f"{where}: a new gallery needs a threshold: --pairs FILE finds it from labelled "
@@ -63,19 +87,16 @@ def open_or_create(
             )
         settings = Settings(
             space=pipeline.space,
-            metric=metric or METRIC,
+            metric=metric,
             threshold=threshold,
             margin=margin or 0.0,
             pooling=pooling or "best",
+            weights=weights,
             origin=origin,
         )
         return Gallery.create(where, settings), True
     gallery = Gallery.open(where, pipeline.space)
-    if metric is not None and metric != gallery.settings.metric:
-        raise InputError(
-            f"{where}: this gallery compares by {gallery.settings.metric}; make a new one for "
-            f"{metric}"
-        )
+    _check_metric(gallery, metric)
     given: dict[str, Any] = {"margin": margin, "pooling": pooling}
     if threshold is not None:
         given |= {"threshold": threshold, "origin": origin}
@@ -83,3 +104,11 @@ def open_or_create(
     if changes:
         gallery.configure(**changes)
     return gallery, False
+
+
+def _check_metric(gallery: Gallery, metric: str | None) -> None:
+    own = gallery.settings.metric
+    if metric is not None and metric != own:
+        raise InputError(
+            f"{gallery.engine.where}: this gallery compares by {own}; make a new one for {metric}"
+        )

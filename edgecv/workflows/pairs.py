@@ -13,7 +13,8 @@ from edgecv.errors import InputError
 from edgecv.evaluate.faces import read_pairs
 from edgecv.faces import FacePipeline
 from edgecv.gallery.folds import fold_hits
-from edgecv.gallery.metrics import Vectors, pair_scores
+from edgecv.gallery.metrics import Vectors, check_vectors, pair_scores, worst_score
+from edgecv.gallery.settings import comparison
 from edgecv.gallery.thresholds import Choice, at_far, most_accurate, roc
 from edgecv.model import Model
 from edgecv.progress import Progress, silent
@@ -21,7 +22,6 @@ from edgecv.workflows.score import Score, common
 
 FAR = 0.001  # the false-accept rate wanted where none is given
 FARS = (0.1, 0.01, 0.001, 0.0001)
-METRIC = "cosine"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def evaluate_pairs(
     *,
     detector: str | os.PathLike[str] | None = None,
     backend: str = "auto",
+    metric: str | None = None,
     far: float = FAR,
     limit: int | None = None,
     progress: Progress = silent,
@@ -66,8 +67,10 @@ def evaluate_pairs(
     """Score the open model ``embedder`` on a pairs file (:func:`edgecv.evaluate.faces.read_pairs`).
 
     ``detector`` finds the faces, of which the largest is taken, and gives the landmarks that they
-    are aligned by; without one the pictures are taken for aligned crops.
+    are aligned by; without one the pictures are taken for aligned crops. ``metric`` is by default
+    the likeness that the net has learned, or else cosine.
     """
+    metric, weights = comparison(embedder.spec, metric)
     pairs = read_pairs(Path(dataset), limit)
     vectors: dict[int, Vectors] = {}
     no_face = []
@@ -79,18 +82,22 @@ def evaluate_pairs(
             else:
                 no_face.append(picture.name)
             progress("pictures", index + 1, len(pairs.pictures))
-    scores = np.full(len(pairs.same), -1.0)  # the lowest cosine: what has no face is not accepted
     has_face = np.array([index in vectors for index in range(len(pairs.pictures))])
     known = np.flatnonzero(has_face[pairs.left] & has_face[pairs.right])
     if not len(known):
         raise InputError(f"{dataset}: no face was found in any picture")
     left, right = (
-        np.stack([vectors[int(side[i])] for i in known]) for side in (pairs.left, pairs.right)
+        check_vectors(
+            np.stack([vectors[int(side[i])] for i in known]), metric, None, str(dataset), weights
+        )
+        for side in (pairs.left, pairs.right)
     )
-    scores[known] = pair_scores(left, right, METRIC, None)
-    hits, thresholds = fold_hits(scores, pairs.same, pairs.folds, METRIC)
+    found = pair_scores(left, right, metric, weights)
+    scores = np.full(len(pairs.same), worst_score(metric, found))  # no face: not accepted
+    scores[known] = found
+    hits, thresholds = fold_hits(scores, pairs.same, pairs.folds, metric)
     by_fold = [float(hits[pairs.folds == fold].mean()) for fold in np.unique(pairs.folds)]
-    curve = roc(scores, pairs.same, METRIC)
+    curve = roc(scores, pairs.same, metric)
     chosen = at_far(curve, far)
     return VerificationScore(
         **common(embedder, len(scores)),
@@ -101,7 +108,7 @@ def evaluate_pairs(
         correct=int(hits.sum()),
         folds=len(by_fold),
         fold_thresholds=tuple(thresholds),
-        metric=METRIC,
+        metric=metric,
         threshold=chosen.threshold,
         far=far,
         at_threshold=chosen,

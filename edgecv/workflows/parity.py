@@ -20,6 +20,7 @@ from edgecv.measure.compare import FP32_MAX_REL, Comparison, compare_each, worst
 from edgecv.measure.rounding import fp16_margin, roughened, rounding_noise
 from edgecv.runtimes import open_backend
 from edgecv.spec import ModelSpec, Preparation, write_spec
+from edgecv.workflows.likeness import prove_likeness
 
 PARITY_SEED = 7  # not the seed of the self-test, nor anything that the tracer saw
 
@@ -76,12 +77,14 @@ def prove(
                 if spec.precision == "fp16":
                     margins.append(fp16_margin(found, fp16_noise(model, given, names)))
             version = candidate.info.version
+            likeness = prove_likeness(candidate, spec, preparation, model)
     total = worst(results)
     report: dict[str, Any] = {
         **total.to_dict(),
         "reference": f"torch {torch.__version__}",
         "runtime": f"onnxruntime {version}",
         "batches": [int(size) for size in sizes],
+        **likeness,
     }
     if margins:
         sqnr, least = min(margins, key=lambda pair: pair[0] - pair[1])

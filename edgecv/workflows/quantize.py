@@ -20,7 +20,7 @@ from edgecv.measure.quantpage import quantization_page
 from edgecv.progress import Progress, silent
 from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, prepare
 from edgecv.quantize.targets import MAC, Policy, policy_for
-from edgecv.spec import ModelSpec, TensorSpec, read_spec, write_spec
+from edgecv.spec import PARENT_MEAN, ModelSpec, TensorSpec, read_spec, write_spec
 from edgecv.workflows.calibration import Pool, batches_of, draw, overlap, search_for
 from edgecv.workflows.heldout import HeldOut, Seen, Warn, held_out
 from edgecv.workflows.learn import learner
@@ -159,6 +159,7 @@ class _Job:
                 "put_back": done.put_back.to_dict() if done.put_back else None,
                 "learned": done.learned,
                 "pixels_in": self.ready.pixels.to_dict() if self.ready.pixels else None,
+                PARENT_MEAN: list(self.parent.preparation.mean),
             },
         )
 

@@ -2,13 +2,22 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from edgecv.cli.app import main
-from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, write_spec
+from edgecv.gallery import Likeness
+from edgecv.spec import (
+    Decoding,
+    ModelSpec,
+    Preparation,
+    TensorSpec,
+    read_spec,
+    write_spec,
+)
 
 
 @pytest.fixture
@@ -92,3 +101,49 @@ def test_pairs_are_evaluated_and_give_the_threshold(edgecv, net, tmp_path):
     message = edgecv("gallery", "enrol", tmp_path / "door", "bo", tmp_path / "b.png", "-m", net,
                      "--threshold", "1", "--pairs", pairs, code=2)  # fmt: skip
     assert "give one of them" in message
+
+
+def test_a_learned_likeness_is_used_from_the_file_on(edgecv, net, tmp_path):
+    """Without a flag: by the likeness that the net has learned."""
+    plain = read_spec(net)
+    learned = Likeness("l1", (-0.1,) * 64, 2.0)  # a picture and itself: 1 / (1 + exp(-2)) = 0.881
+    options = {"normalize": False, "likeness": learned.to_dict()}
+    write_spec(net, replace(plain, decoding=Decoding("embedding", options)), tmp_path / "pair.onnx")
+    door, a, b = (tmp_path / name for name in ("door", "a.png", "b.png"))
+    model = ("-m", tmp_path / "pair.onnx", "--backend", "fake")
+    assert "needs a threshold" in edgecv("gallery", "enrol", door, "anna", a, *model, code=2)
+    made = edgecv("gallery", "enrol", door, "anna", a, *model, "--threshold", "0.5")
+    assert "threshold 0.5000 (likeness)" in made
+    assert "anna 0.881" in edgecv("gallery", "identify", door, a, *model)
+    assert "not recognized" in edgecv("gallery", "identify", door, b, *model)
+    assert "same (likeness 0.881, same where >= 0.500)" in edgecv(
+        "gallery", "verify", door, "anna", a, *model
+    )
+    assert "likeness, threshold 0.5000" in edgecv("gallery", "list", door)
+    listed = json.loads(edgecv("gallery", "list", door, "--json"))
+    assert listed["settings"]["weights"]["measure"] == "l1"
+    assert "learned, l1 of 64 values" in edgecv("inspect", tmp_path / "pair.onnx")
+
+    pairs = tmp_path / "pairs.csv"
+    lines = [f"{x}.png,{y}.png,{'yes' if x == y else 'no'}" for x in "abc" for y in "abc"]
+    pairs.write_text("\n".join(["left,right,same", *lines]))
+    score = json.loads(edgecv("eval", tmp_path / "pair.onnx", pairs, "--backend", "fake", "--json"))
+    assert score["metric"] == "likeness"
+    assert 0 < score["threshold"] < 0.881  # midway between a pair of one and of two
+    other = json.loads(
+        edgecv("eval", tmp_path / "pair.onnx", pairs, "--metric", "euclidean", "--backend", "fake",
+               "--json")
+    )  # fmt: skip
+    assert other["metric"] == "euclidean"
+    # the threshold of an old gallery is found in its own metric, and of a new one in the wanted
+    kept = edgecv("gallery", "enrol", door, "bo", b, *model, "--pairs", pairs, "--json")
+    assert json.loads(kept)["settings"]["threshold"] == score["threshold"]
+    far = edgecv("gallery", "enrol", tmp_path / "far", "bo", b, *model, "--pairs", pairs,
+                 "--metric", "euclidean", "--json")  # fmt: skip
+    assert json.loads(far)["settings"]["threshold"] == other["threshold"]
+    message = edgecv("gallery", "enrol", door, "carl", b, *model, "--metric", "cosine", code=2)
+    assert "this gallery compares by likeness; make a new one for cosine" in message
+    message = edgecv("gallery", "enrol", tmp_path / "new", "bo", b, "-m", net, "--backend", "fake",
+                     "--metric", "likeness", code=2)  # fmt: skip
+    assert "carries no learned likeness" in message
+    assert not (tmp_path / "new").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgecv.errors import InputError, RuntimeFailure
-from edgecv.gallery import Gallery, Settings, Space
+from edgecv.gallery import Gallery, Likeness, Settings, Space
 from edgecv.gallery.milvus import is_milvus
 
 SPACE = Space("a" * 64, 32)
@@ -72,6 +72,9 @@ def test_what_milvus_cannot_do_is_said(tmp_path):
     where = f"{tmp_path}/m.db"
     with pytest.raises(InputError, match="Milvus has no chi-square"):
         Gallery.create(where, Settings(SPACE, metric="chi-square", threshold=1.0))
+    learned = Likeness("l1", (-1.0,) * 32, 1.0)
+    with pytest.raises(InputError, match=r"Milvus has no likeness; .* or a gallery in a folder"):
+        Gallery.create(where, Settings(SPACE, "likeness", threshold=0.5, weights=learned))
     with pytest.raises(InputError, match="there is no gallery here"):
         Gallery.open(where)
     with pytest.raises(InputError, match="no name of a collection"):

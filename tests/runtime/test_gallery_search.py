@@ -1,16 +1,38 @@
 """Exact search against slow, obvious references; the metrics and what they refuse."""
 
+import math
+
 import numpy as np
 import pytest
 
 from edgecv.errors import InputError
-from edgecv.gallery import METRICS, Index, scores, verify
+from edgecv.gallery import METRICS, Index, Likeness, scores, verify
+from edgecv.gallery.likeness import MEASURES
+from edgecv.gallery.metrics import is_similarity
 from edgecv.gallery.search import BLOCK, QUERIES
+
+LEARNED = [f"likeness {measure}" for measure in MEASURES]
+MEASURED = [metric for metric in METRICS if metric != "likeness"] + LEARNED
+
+
+def weighed(measured, rng, size):
+    """The metric of a name in ``MEASURED``, and weights for it."""
+    metric, _, form = measured.partition(" ")
+    if form:
+        return metric, Likeness(form, tuple(rng.standard_normal(size).tolist()), -0.3)
+    return metric, rng.random(size).astype(np.float32) if metric == "chi-square" else None
 
 
 def slow_score(x, y, metric, weights=None):
     """One pair, term by term, in Python's float64."""
     x, y = [float(v) for v in x], [float(v) for v in y]
+    if metric == "likeness":
+        chi = weights.measure == "chi-square"
+        terms = [
+            (a - b) ** 2 / (a + b + 1e-6) if chi else abs(a - b) for a, b in zip(x, y, strict=True)
+        ]
+        logit = sum(w * t for w, t in zip(weights.weights, terms, strict=True)) + weights.bias
+        return 1 / (1 + math.exp(-logit))
     if metric == "cosine":
         dot = sum(a * b for a, b in zip(x, y, strict=True))
         return dot / (sum(a * a for a in x) ** 0.5 * sum(b * b for b in y) ** 0.5)
@@ -30,12 +52,12 @@ def histograms(rng, *shape):
     return values * (rng.random(shape) > 0.3)  # zeros in many places
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_scores_equal_the_definition(metric):
+@pytest.mark.parametrize("measured", MEASURED)
+def test_scores_equal_the_definition(measured):
     rng = np.random.default_rng(0)
     a, b = histograms(rng, 20, 9) + np.float32(1e-3), histograms(rng, 20, 9) + np.float32(1e-3)
     a[:, 0] = b[:, 0] = 0  # 0 / 0 counts as 0
-    weights = rng.random(9).astype(np.float32) if metric == "chi-square" else None
+    metric, weights = weighed(measured, rng, 9)
     expected = [slow_score(x, y, metric, weights) for x, y in zip(a, b, strict=True)]
     # float64 on both sides, sums of 9 terms in another order
     assert np.allclose(scores(a, b, metric, weights), expected, rtol=1e-13, atol=0)
@@ -57,13 +79,13 @@ def test_the_squared_distance_of_unit_vectors_is_two_minus_two_cosines():
         assert (same == (squared <= 2 - 2 * threshold))[far].all()
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("measured", MEASURED)
 @pytest.mark.parametrize("count", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 17])
-def test_search_finds_what_sorting_everything_finds(metric, count):
+def test_search_finds_what_sorting_everything_finds(measured, count):
     rng = np.random.default_rng(count)
     vectors = histograms(rng, count, 6) + np.float32(1e-3)
     queries = histograms(rng, 5, 6) + np.float32(1e-3)
-    weights = rng.random(6).astype(np.float32) if metric == "chi-square" else None
+    metric, weights = weighed(measured, rng, 6)
     index = Index(vectors, metric, weights)
     assert len(index) == count
     for k in (1, 5, 40):
@@ -71,7 +93,7 @@ def test_search_finds_what_sorting_everything_finds(metric, count):
         assert found.shape == rows.shape == (5, min(k, count))
         for i, query in enumerate(queries):
             exact = scores(vectors, query, metric, weights)
-            order = np.argsort(-exact if metric == "cosine" else exact, kind="stable")[:k]
+            order = np.argsort(-exact if is_similarity(metric) else exact, kind="stable")[:k]
             # float32 products of 6 terms: the scores at each place are right to rounding ...
             assert np.allclose(found[i], exact[order], rtol=2e-6, atol=2e-6)
             assert np.allclose(exact[rows[i]], exact[order], rtol=2e-6, atol=2e-6)
@@ -85,13 +107,15 @@ def test_of_equals_the_first_comes_first():
     vectors = np.zeros((3 * BLOCK, 4), np.float32)
     vectors[:, 0] = 1  # all the same
     vectors[[5, BLOCK + 3, 2 * BLOCK]] = (0, 1, 0, 0)
-    for metric in METRICS:
-        index = Index(vectors, metric)
+    falling = {m: Likeness(m, (-1.0,) * 4, 0.0) for m in MEASURES}  # the farther, the less alike
+    for measured in MEASURED:
+        metric, _, form = measured.partition(" ")
+        index = Index(vectors, metric, falling.get(form))
         for queries in (vectors[5:6], vectors[[5, 6]]):
             found, rows = index.search(queries, 5)
-            assert rows[0].tolist() == [5, BLOCK + 3, 2 * BLOCK, 0, 1], metric
-            assert (np.diff(found[0]) <= 0).all() or metric != "cosine"
-        assert rows[1].tolist() == [0, 1, 2, 3, 4], metric
+            assert rows[0].tolist() == [5, BLOCK + 3, 2 * BLOCK, 0, 1], measured
+            assert (np.diff(found[0]) <= 0).all() or not is_similarity(metric)
+        assert rows[1].tolist() == [0, 1, 2, 3, 4], measured
 
 
 def test_vectors_in_the_worst_order_are_found_too():
@@ -119,12 +143,37 @@ def test_euclidean_order_is_exact_far_from_the_origin():
             assert np.array_equal(found[i], exact[order].astype(np.float32))
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_likeness_order_is_exact_where_float32_cancels_and_the_sigmoid_is_one(measure):
+    """Two halves weigh against each other and leave one in 1e7; all probabilities are 1."""
+    rng = np.random.default_rng(6)
+    vectors = np.tile(100 + 100 * rng.random((600, 50)), 2).astype(np.float32)
+    vectors += rng.random((600, 100)).astype(np.float32) / 8192
+    weights = np.repeat([1.0, -1.0], 50) * np.tile(1 + rng.random(50), 2)
+    learned = Likeness(measure, tuple(weights.tolist()), 300.0)
+    queries = np.tile(100 + 100 * rng.random((3, 50)), 2).astype(np.float32)
+    found, rows = Index(vectors, "likeness", learned).search(queries, 10)
+    assert (found == 1).all()
+    for query, line in zip(queries.astype(np.float64), rows.tolist(), strict=True):
+        exact = learned.logits(vectors.astype(np.float64), query[None])
+        assert line == np.argsort(-exact, kind="stable")[:10].tolist()
+        alone = learned.terms(vectors, query[None].astype(np.float32)) @ learned.vector
+        assert line != np.argsort(-alone, kind="stable")[:10].tolist()  # float32 is not enough
+
+
 def test_many_queries_are_answered_in_parts():
     rng = np.random.default_rng(4)
     vectors = rng.standard_normal((300, 8)).astype(np.float32)
     _, rows = Index(vectors).search(vectors[: 2 * QUERIES + 3], 1)
     assert rows[:, 0].tolist() == list(range(2 * QUERIES + 3))
     assert Index(vectors).search(vectors[:0], 3)[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("measured", MEASURED)
+def test_among_no_vectors_there_is_none(measured):
+    metric, weights = weighed(measured, np.random.default_rng(0), 4)
+    found, rows = Index(np.empty((0, 4), np.float32), metric, weights).search(np.ones((2, 4)), 3)
+    assert found.shape == rows.shape == (2, 0)
 
 
 def test_the_vectors_are_kept_once():
@@ -141,6 +190,23 @@ def test_the_vectors_are_kept_once():
         index.search(vectors[:32], 5)
         peak = tracemalloc.get_traced_memory()[1] - kept
         assert peak < 0.1 * vectors.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_likeness_is_searched_in_bounded_memory(measure):
+    import tracemalloc
+
+    rng = np.random.default_rng(5)
+    _, learned = weighed(f"likeness {measure}", rng, 32)
+    index = Index(rng.random((10 * BLOCK, 32), np.float32), "likeness", learned)
+    tracemalloc.start()
+    try:
+        index.search(rng.random((QUERIES, 32), np.float32), 5)
+        peak = tracemalloc.get_traced_memory()[1]
+        # two arrays of a block's size, the scores of a block, and change
+        assert peak < 4 * BLOCK * (2 * 32 + QUERIES) * 1.25
     finally:
         tracemalloc.stop()
 

@@ -14,7 +14,7 @@ from edgecv import models
 from edgecv.cli.app import main
 from edgecv.errors import InputError, RecipeError
 from edgecv.export.weights import read_state_dict
-from edgecv.gallery import Gallery, Settings
+from edgecv.gallery import Gallery, Settings, comparison
 from edgecv.gallery.thresholds import roc
 from edgecv.train.byclass import by_class, check_classes
 from edgecv.train.metric import MetricSettings, learner, make_loss
@@ -73,9 +73,9 @@ def data(tmp_path_factory):
         RECIPE.replace("SOURCE", "embedder").replace("OPTIONS", EMBEDDER)
     )
     (folder / "s.toml").write_text(
-        RECIPE.replace("SOURCE", "siamese").replace(
-            "OPTIONS", f'trunk = "embedder", trunk_options = {{ {EMBEDDER} }}'
-        )
+        RECIPE.replace("SOURCE", "siamese")
+        .replace("OPTIONS", f'trunk = "embedder", trunk_options = {{ {EMBEDDER} }}')
+        .replace("normalize = true", "normalize = false")
     )
     return folder
 
@@ -232,6 +232,11 @@ def test_losses_that_the_model_does_not_have():
     net = models.create("lenet5")
     with pytest.raises(RecipeError, match=r'model\.source = "siamese"'):
         learner(net, MetricSettings(loss="likeness"), 16, 3)
+    pair = models.create("siamese", trunk="lenet5", trunk_options={"in_channels": 3})
+    with pytest.raises(RecipeError, match="triplet does not teach a Siamese pair its likeness"):
+        learner(pair, MetricSettings(), 16, 3)
+    with pytest.raises(RecipeError, match="normalize = false"):
+        make_loss(MetricSettings(loss="likeness"), normalize=True)
     with pytest.raises(RecipeError, match="normalize = true"):
         make_loss(MetricSettings(distance="cosine"), normalize=False)
 
@@ -289,10 +294,13 @@ def _options(recipe):
 
 
 def _use(recipe, data, folder):
-    """Exported, and asked through a gallery who is on a picture that was not enrolled."""
+    """Exported, and asked through a gallery who is on a picture that was not enrolled: by what the
+    file says how embeddings are compared."""
     exported = edgecv.export(str(recipe), output=folder / "net.onnx")
+    metric, weights = comparison(exported.spec)
+    assert metric == ("likeness" if exported.spec.provenance["model"] == "siamese" else "cosine")
     with edgecv.FacePipeline(None, exported.path) as pipeline:
-        settings = Settings(space=pipeline.space, threshold=0.0)
+        settings = Settings(space=pipeline.space, metric=metric, threshold=0.0, weights=weights)
         with Gallery.create(folder / "gallery", settings) as gallery:
             for name in ("e", "f"):
                 vector = pipeline.one(data / "pictures" / name / "00.png").vector
