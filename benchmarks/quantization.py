@@ -37,7 +37,7 @@ from edgecv.quantize.readback import onnxruntime_readback
 from edgecv.quantize.run import open_session
 from edgecv.quantize.targets import policy_for
 from edgecv.spec import ModelSpec, read_spec
-from edgecv.workflows.quantize import CUT
+from edgecv.workflows.learn import CUT
 
 CALIBRATE = 100
 Pictures = NDArray[np.float32]

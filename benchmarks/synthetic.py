@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from quantization import logits, ours, score, summary
 
 import edgecv
-from edgecv.export.recipe import recipe_for
+from edgecv.export.overrides import recipe_for
 from edgecv.export.synthetic import Settings, statistics_loss, synthesize
 from edgecv.export.weights import load_model, resolve
 from edgecv.files import write_json

@@ -124,9 +124,10 @@ class OnnxGraph:
         """What the nodes make, in order."""
         return [out for node in self.nodes for out in node.outputs if out]
 
-    def weight_dims(self, node: Node, index: int = 1) -> tuple[int, ...] | None:
-        """The shape of the constant behind a node's input, through casts and dequantization."""
-        name = node.inputs[index] if len(node.inputs) > index else ""
+    def weight_dims(self, node: Node) -> tuple[int, ...] | None:
+        """The shape of the constant that is a node's second input, seen through casts and
+        dequantization."""
+        name = node.inputs[1] if len(node.inputs) > 1 else ""
         while name and name not in self.initializers:
             producer = self.producers.get(name)
             if producer is None or producer.op not in _SEE_THROUGH:

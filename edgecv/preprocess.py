@@ -161,7 +161,7 @@ def fit_pixels(
     size, corner, canvas, scale = _geometry(width, height, p)
     resized = _resample(picture, size, p.interpolation)
     flip = color != ("bgr" if p.color == "bgr" else "rgb")
-    pixels = _place(resized[:, :, ::-1] if flip else resized, corner, canvas, p.pad_value)
+    pixels = place(resized[:, :, ::-1] if flip else resized, corner, canvas, p.pad_value)
     if p.color == "gray":
         pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[:, :, None]
     return pixels, Placement(width, height, *scale, *corner, *canvas)
@@ -177,7 +177,7 @@ def _geometry(
         return canvas, (0, 0), canvas, (p.width / width, p.height / height)
     if p.fit == "crop":
         size = short_side_size(width, height, p.resize or min(p.height, p.width))
-        left, top = (_corner(size[i] - canvas[i], p.crop_rounding) for i in (0, 1))
+        left, top = crop_corner(*size, p)
         return size, (-left, -top), canvas, (size[0] / width, size[1] / height)
     scale = min(p.width / width, p.height / height)
     if p.fit == "multiple":
@@ -223,15 +223,13 @@ def _resample(picture: Image.Image | Pixels, size: tuple[int, int], interpolatio
     return np.asarray(picture)
 
 
-def _place(
-    pixels: Pixels, corner: tuple[int, int], size: tuple[int, int], pad_value: int
-) -> Pixels:
+def place(pixels: Pixels, corner: tuple[int, int], size: tuple[int, int], pad_value: int) -> Pixels:
     """A canvas of ``size`` with ``pixels`` at ``corner``; what hangs over is cut off."""
     (left, top), (width, height) = corner, size
     part = pixels[max(0, -top) : height - top, max(0, -left) : width - left]
     if part.shape[:2] == (height, width):
         return part
-    canvas = np.full((height, width, 3), pad_value, np.uint8)
+    canvas = np.full((height, width, pixels.shape[2]), pad_value, np.uint8)
     top, left = max(0, top), max(0, left)
     canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
     return canvas
@@ -242,6 +240,11 @@ def short_side_size(width: int, height: int, short: int) -> tuple[int, int]:
     if width <= height:
         return short, max(1, int(short * height / width))
     return max(1, int(short * width / height)), short
+
+
+def crop_corner(width: int, height: int, p: Preparation) -> tuple[int, int]:
+    """Left and top of the crop in a picture whose short side is ``p.resize``; negative: padded."""
+    return _corner(width - p.width, p.crop_rounding), _corner(height - p.height, p.crop_rounding)
 
 
 def _corner(excess: int, rounding: str) -> int:

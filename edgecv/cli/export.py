@@ -58,7 +58,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Export a PyTorch model to an ONNX file that carries its contract, parity proven."""
-    from edgecv.export.recipe import InputOverrides
+    from edgecv.export.overrides import InputOverrides
     from edgecv.workflows.export import export
 
     out = Output(as_json)

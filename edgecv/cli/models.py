@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import InputError
+
+if TYPE_CHECKING:
+    from edgecv.models.count import Saving
+    from edgecv.workflows.models import Layers
 
 
 def command(
@@ -73,7 +78,13 @@ def _layers(name: str, out: Output) -> None:
     from edgecv.workflows.models import layers_of
 
     found = layers_of(name)
-    p = found.recipe.preparation
+    _show_costs(found, out)
+    if found.savings:
+        _show_savings(found.savings, out)
+    out.result(found.to_dict())
+
+
+def _show_costs(found: Layers, out: Output) -> None:
     rows = [
         [
             layer.name,
@@ -85,56 +96,29 @@ def _layers(name: str, out: Output) -> None:
         for layer in found.layers
     ]
     out.table(["layer", "kind", "output", "parameters", "MACs"], rows)
+    p = found.recipe.preparation
     out.say(
         f"{found.recipe.name}, {p.width}x{p.height}: {found.parameters:,} parameters, "
         f"{found.macs:,} multiply-adds for one picture",
         "bold",
     )
-    if found.savings:
-        out.say(
-            "\nDepthwise-separable convolutions: f x f per channel, then 1x1, instead of one f x f "
-            "convolution:\n1 / C_out + 1 / f^2 of its multiply-adds."
-        )
-        out.table(
-            ["depthwise", "1x1", "both, MACs", "one f x f, MACs", "share", "1/C_out + 1/f^2"],
-            [
-                [
-                    saving.depthwise.name,
-                    saving.pointwise.name,
-                    f"{saving.separable:,}",
-                    f"{saving.full:,}",
-                    f"{saving.separable / saving.full:.4f}",
-                    f"{saving.formula:.4f}",
-                ]
-                for saving in found.savings
-            ],
-        )
-    out.result(
-        {
-            "name": found.recipe.name,
-            "input": [p.height, p.width],
-            "parameters": found.parameters,
-            "macs": found.macs,
-            "layers": [
-                {
-                    "name": layer.name,
-                    "kind": layer.kind,
-                    "shape": list(layer.shape),
-                    "parameters": layer.parameters,
-                    "macs": layer.macs,
-                }
-                for layer in found.layers
-            ],
-            "depthwise_separable": [
-                {
-                    "depthwise": saving.depthwise.name,
-                    "pointwise": saving.pointwise.name,
-                    "macs": saving.separable,
-                    "macs_full": saving.full,
-                    "share": saving.separable / saving.full,
-                    "formula": saving.formula,
-                }
-                for saving in found.savings
-            ],
-        }
+
+
+def _show_savings(savings: Sequence[Saving], out: Output) -> None:
+    out.say(
+        "\nDepthwise-separable convolutions: f x f per channel, then 1x1, instead of one f x f "
+        "convolution:\n1 / C_out + 1 / f^2 of its multiply-adds."
     )
+    rows = [
+        [
+            saving.depthwise.name,
+            saving.pointwise.name,
+            f"{saving.separable:,}",
+            f"{saving.full:,}",
+            f"{saving.share:.4f}",
+            f"{saving.formula:.4f}",
+        ]
+        for saving in savings
+    ]
+    columns = ["depthwise", "1x1", "both, MACs", "one f x f, MACs", "share", "1/C_out + 1/f^2"]
+    out.table(columns, rows)

@@ -12,7 +12,7 @@ from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import InputError
 
 if TYPE_CHECKING:
-    from edgecv.workflows.quantize import QuantizeResult
+    from edgecv.workflows.quantresult import QuantizeResult
 
 
 def command(
@@ -48,7 +48,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize an FP32 file to INT8, and prove what became of it."""
-    from edgecv.workflows.quantize import FEW, quantize
+    from edgecv.workflows.calibration import FEW
+    from edgecv.workflows.quantize import quantize
 
     out = Output(as_json)
     if calibration is None:
@@ -79,7 +80,7 @@ def command(
 
 def show(result: QuantizeResult, out: Output) -> None:
     """The proof, as a table for people."""
-    from edgecv.workflows.quantize import summary
+    from edgecv.workflows.quantresult import summary
 
     out.say(f"wrote {result.path}", "bold")
     out.pairs(summary(result))

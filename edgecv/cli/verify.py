@@ -12,7 +12,7 @@ from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from edgecv.workflows.verify import Verification
+    from edgecv.workflows.verdict import Verification
 
 
 def command(

@@ -36,7 +36,6 @@ from edgecv.results import Detections
 T = TypeVar("T")
 
 MIN_SCORE = 0.001  # of the boxes that an evaluation looks at: the curve's tail, as is usual
-MAX_DETECTIONS = 100  # a picture; COCO's own
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,11 @@ class AveragePrecision:
     per_class: dict[str, float]
 
 
-def sample(pictures: Sequence[T], limit: int | None, seed: int = 0) -> list[T]:
-    """``limit`` of ``pictures`` drawn by ``seed``, in their order; all of them for ``None``."""
+def sample(pictures: Sequence[T], limit: int | None) -> list[T]:
+    """``limit`` of ``pictures``, always the same ones, in their order; all of them for ``None``."""
     if limit is None or limit >= len(pictures):
         return list(pictures)
-    keep = np.sort(np.random.default_rng(seed).choice(len(pictures), limit, replace=False))
+    keep = np.sort(np.random.default_rng(0).choice(len(pictures), limit, replace=False))
     return [pictures[i] for i in keep]
 
 

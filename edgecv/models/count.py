@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,15 @@ class Layer:
     def depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.in_channels
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "parameters": self.parameters,
+            "macs": self.macs,
+        }
+
 
 @dataclass(frozen=True)
 class Saving:
@@ -53,9 +63,23 @@ class Saving:
         return positions * channels * self.depthwise.kernel
 
     @property
+    def share(self) -> float:
+        return self.separable / self.full
+
+    @property
     def formula(self) -> float:
-        """``1 / C_out + 1 / f^2`` (arXiv:1704.04861, section 3.1): separable by full."""
+        """``1 / C_out + 1 / f^2`` (arXiv:1704.04861, section 3.1): what ``share`` comes to."""
         return 1 / self.pointwise.out_channels + 1 / self.depthwise.kernel
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "depthwise": self.depthwise.name,
+            "pointwise": self.pointwise.name,
+            "macs": self.separable,
+            "macs_full": self.full,
+            "share": self.share,
+            "formula": self.formula,
+        }
 
 
 def layers(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> list[Layer]:

@@ -59,9 +59,9 @@ class Options:
             )
         return value
 
-    def numbers(self, key: str, default: Any = _MISSING) -> NDArray[np.float64]:
+    def numbers(self, key: str) -> NDArray[np.float64]:
         """A list of numbers, nested to any depth but not ragged, as an array."""
-        value = self._get(key, default, (list, tuple), "a list of numbers")
+        value = self._get(key, _MISSING, (list, tuple), "a list of numbers")
         try:
             array = np.array(value, np.float64)
         except (TypeError, ValueError) as error:

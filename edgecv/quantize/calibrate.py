@@ -15,7 +15,7 @@ wins, per tensor:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,16 +113,10 @@ def histograms(
 
 
 def choose(
-    found: Mapping[str, Histogram],
-    policy: Policy,
-    whole: Collection[str] = (),
-    methods: Sequence[str] = METHODS,
+    found: Mapping[str, Histogram], policy: Policy, methods: Sequence[str] = METHODS
 ) -> dict[str, Range]:
-    """A range per tensor: the best of ``methods`` by squared error; ``whole`` are not cut."""
-    return {
-        name: _best(histogram, policy, ("minmax",) if name in whole else methods)
-        for name, histogram in found.items()
-    }
+    """A range per tensor: the best of ``methods`` by squared error."""
+    return {name: _best(histogram, policy, methods) for name, histogram in found.items()}
 
 
 def _best(histogram: Histogram, policy: Policy, methods: Sequence[str]) -> Range:

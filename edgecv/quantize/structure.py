@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,10 +39,6 @@ class Plan:
 
     units: tuple[Unit, ...]
     values: tuple[str, ...]
-
-    @cached_property
-    def by_output(self) -> Mapping[str, Unit]:
-        return {unit.output.name or "": unit for unit in self.units}
 
 
 def constant(value: ir.Value | None) -> NDArray[np.float32] | None:

@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from edgecv.onnxfile import read_metadata
 from edgecv.progress import Progress
 from edgecv.runtimes.base import RuntimeOptions
 from edgecv.runtimes.filecheck import check_file
-from edgecv.spec import METADATA_KEY, ModelSpec, TensorSpec
+from edgecv.runtimes.trt_network import heavy_nodes, size_ranges, tensors
+from edgecv.spec import TensorSpec
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 REMEDIES = {
@@ -34,19 +34,6 @@ REMEDIES = {
     "with --system-site-packages; elsewhere: pip install tensorrt, and 'edgecv[tensorrt-cu12]' or "
     "'edgecv[tensorrt-cu13]' for its CUDA",
 }
-# TensorRT's names of types -> NumPy's
-DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
-PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
-HEAVY = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
-BATCH = (1, 1, 32)  # of a symbolic batch, where nobody says otherwise: tuned for single pictures
 
 
 def library(backend: str) -> Any:
@@ -138,37 +125,17 @@ def build_engine(
     builder = trt.Builder(logger)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, logger)  # the network's weights are its: kept to the end
     if not parser.parse_from_file(str(path)):
         problems = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise _refusal(plan, path, [*problems, *logger.errors])
-    config = builder.create_builder_config()
-    config.progress_monitor = _monitor(trt, progress)
-    (config.set_flag if plan.settings["tf32"] else config.clear_flag)(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if plan.backend == "tensorrt-rtx":
-        config.num_compute_capabilities = len(plan.gpus)
-        for index, gpu in enumerate(plan.gpus):
-            config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), index)
-    if plan.settings["dla_core"] is not None:
-        config.default_device_type = trt.DeviceType.DLA
-        config.DLA_core = plan.settings["dla_core"]
-        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     metadata = read_metadata(path)
-    inputs = _tensors(network.num_inputs, network.get_input)
-    outputs = _tensors(network.num_outputs, network.get_output)
-    profile_ranges = _ranges(inputs, plan.shapes, metadata, path)
-    if profile_ranges:
-        profile = builder.create_optimization_profile()
-        for tensor in inputs:
-            profile.set_shape(
-                tensor.name,
-                *(
-                    tuple(profile_ranges[s][i] if isinstance(s, str) else s for s in tensor.shape)
-                    for i in range(3)
-                ),
-            )
-        config.add_optimization_profile(profile)
+    inputs = tensors(network.num_inputs, network.get_input)
+    outputs = tensors(network.num_outputs, network.get_output)
+    ranges = size_ranges(inputs, plan.shapes, metadata, path)
+    config = _config(trt, builder, plan, progress)
+    if ranges:
+        config.add_optimization_profile(_profile(builder, inputs, ranges))
     with _timing_cache(plan, config, timing_folder):
         engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -182,12 +149,43 @@ def build_engine(
         engine_sha256=hashlib.sha256(data).hexdigest(),
         inputs=tuple(map(asdict, inputs)),
         outputs=tuple(map(asdict, outputs)),
-        profile=profile_ranges,
+        profile=ranges,
         settings=plan.settings,
-        nodes=_nodes(network, "tf32" if plan.settings["tf32"] else "fp32"),
+        nodes=heavy_nodes(network, "tf32" if plan.settings["tf32"] else "fp32"),
         metadata=metadata,
     )
     return header, data
+
+
+def _config(trt: Any, builder: Any, plan: BuildPlan, progress: Progress) -> Any:
+    """How ``plan`` wants the engine built, for which GPUs, on which of the machine's cores."""
+    config = builder.create_builder_config()
+    config.progress_monitor = _monitor(trt, progress)
+    (config.set_flag if plan.settings["tf32"] else config.clear_flag)(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if plan.backend == "tensorrt-rtx":
+        config.num_compute_capabilities = len(plan.gpus)
+        for index, gpu in enumerate(plan.gpus):
+            config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), index)
+    if plan.settings["dla_core"] is not None:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = plan.settings["dla_core"]
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    return config
+
+
+def _profile(
+    builder: Any, inputs: tuple[TensorSpec, ...], ranges: Mapping[str, tuple[int, int, int]]
+) -> Any:
+    """The least, usual and greatest shape of each input."""
+    profile = builder.create_optimization_profile()
+    for tensor in inputs:
+        shapes = [
+            tuple(ranges[size][i] if isinstance(size, str) else size for size in tensor.shape)
+            for i in range(3)
+        ]
+        profile.set_shape(tensor.name, *shapes)
+    return profile
 
 
 def _logger(trt: Any) -> Any:
@@ -246,88 +244,6 @@ def _timing_cache(plan: BuildPlan, config: Any, folder: Path | None) -> Iterator
     yield
     with atomic_write(path) as file:
         file.write(bytes(config.get_timing_cache().serialize()))
-
-
-def _tensors(count: int, get: Any) -> tuple[TensorSpec, ...]:
-    found = []
-    for tensor in map(get, range(count)):
-        dtype = tensor.dtype.name
-        if dtype not in DTYPES:
-            raise RuntimeFailure(f"tensor {tensor.name!r} is {dtype}; EdgeCV runs plain tensors")
-        shape = tuple(
-            size if size >= 0 else tensor.get_dimension_name(axis) or f"{tensor.name}_{axis}"
-            for axis, size in enumerate(tensor.shape)
-        )
-        found.append(TensorSpec(tensor.name, shape, DTYPES[dtype]))
-    return tuple(found)
-
-
-def _ranges(
-    inputs: tuple[TensorSpec, ...],
-    asked: Mapping[str, tuple[int, int, int]],
-    metadata: Mapping[str, str],
-    path: Path,
-) -> dict[str, tuple[int, int, int]]:
-    """The range of each symbolic size of the inputs: what was asked, or what the contract says."""
-    ranges: dict[str, tuple[int, int, int]] = {}
-    for tensor in inputs:
-        for axis, symbol in enumerate(tensor.shape):
-            if isinstance(symbol, int):
-                continue
-            if symbol in asked:
-                ranges[symbol] = asked[symbol]
-            elif axis == 0:
-                ranges.setdefault(symbol, BATCH)
-            elif (size := _size_of_contract(metadata, axis, path)) is not None:
-                ranges.setdefault(symbol, size)
-            else:
-                raise InputError(
-                    f"{path}: input {tensor.name!r} has the symbolic size {symbol!r}, for which an "
-                    f"engine needs a range: --shape {symbol}=LEAST,USUAL,MOST"
-                )
-    if unknown := set(asked) - set(ranges):
-        raise InputError(
-            f"{path}: has no symbolic size {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(sorted(ranges)) or 'none'}"
-        )
-    return ranges
-
-
-def _size_of_contract(
-    metadata: Mapping[str, str], axis: int, path: Path
-) -> tuple[int, int, int] | None:
-    """Pictures of any size (fit = multiple) come to at most the contract's height and width."""
-    text = metadata.get(METADATA_KEY)
-    if text is None:
-        return None
-    p = ModelSpec.from_json(text, str(path)).preparation
-    first = 1 if p.layout == "nhwc" else 2
-    if axis not in (first, first + 1):
-        return None
-    size = p.height if axis == first else p.width
-    most = -(-size // p.multiple) * p.multiple
-    return (min(p.multiple, most), most, most) if p.fit == "multiple" else (size, size, size)
-
-
-def _nodes(network: Any, fp32: str) -> dict[str, int]:
-    """How many convolutions and products are typed how; a strongly typed engine keeps to that."""
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    made_by = {
-        layer.get_output(i).name: layer.type.name
-        for layer in layers
-        for i in range(layer.num_outputs)
-    }
-    counts: Counter[str] = Counter()
-    for layer in layers:
-        if layer.type.name not in HEAVY:
-            continue
-        tensor = layer.get_input(0)
-        if made_by.get(tensor.name) == "DEQUANTIZE":  # fused with it: integers are multiplied
-            counts["int8"] += 1
-        else:
-            precision = PRECISIONS.get(tensor.dtype.name, tensor.dtype.name.lower())
-            counts[fp32 if precision == "fp32" else precision] += 1
-    return dict(counts.most_common())
 
 
 def _refusal(plan: BuildPlan, path: Path, problems: list[str]) -> RuntimeFailure:

@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 
 from edgecv.errors import CheckFailed
-from edgecv.workflows.verify import Verification, verify
+from edgecv.workflows.verdict import Verification
+from edgecv.workflows.verify import verify
 
 __all__ = ["assert_parity"]
 

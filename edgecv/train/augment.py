@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgecv.errors import InputError, RecipeError
 from edgecv.spec import Preparation
-from edgecv.train.draws import seeded
+from edgecv.train.draws import Among, seeded
 from edgecv.train.lighting import ColorStatistics, shift_colors
 from edgecv.train.mix import mix
 from edgecv.train.pixels import normalize, standardize
 
-if TYPE_CHECKING:
-    from torch import nn
-
 _UNIT = ("probability", "hflip", "vflip", "crop", "perspective", "solarize", "solarize_from")
+_OF_THE_BATCH = ("forward_input_shape", "order")  # of what kornia draws: not one a picture
 _LIMITS = {"rotation": 180.0, "shear": 80.0, "hue": 0.5}  # degrees, degrees, turns
 
 
@@ -102,7 +100,7 @@ class Augmenter:
         self.settings = settings
         self.statistics = statistics
         self.classes = classes
-        self._stages: dict[tuple[int, int], list[nn.Module]] = {}
+        self._stages: dict[tuple[int, int], list[Any]] = {}
 
     @classmethod
     def of(cls, settings: AugmentSettings, pixels: Tensor, classes: int = 0) -> Augmenter:
@@ -111,14 +109,20 @@ class Augmenter:
         return cls(settings, statistics=statistics, classes=classes)
 
     def __call__(
-        self, pixels: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        among: Among | None = None,
     ) -> tuple[Tensor, Tensor]:
         """uint8 ``[n, H, W, 3]`` to float ``[n, 3, H, W]`` of 0 to 1, each picture its own draw.
 
         ``labels`` int64 ``[n]`` come back as they are, or as float shares ``[n, classes]`` where
         pictures are mixed. Draws depend on ``generator`` and n, not on earlier calls.
+        ``pixels`` are the pictures ``among`` a batch, else all of it, as mixing needs it.
         """
-        s = self.settings
+        s, among = self.settings, among or Among(len(pixels), slice(None))
+        assert among.whole or not s.mixes
         x = pixels.permute(0, 3, 1, 2).float() / 255
         height, width = x.shape[-2:]
         if (height, width) not in self._stages:
@@ -126,10 +130,11 @@ class Augmenter:
         if stages := self._stages[height, width]:
             with seeded(generator):
                 for stage in stages:
-                    x = stage(x)
+                    drawn = stage.forward_parameters(torch.Size((among.count, *x.shape[1:])))
+                    x = stage(x, params=_own(drawn, among))
         if s.pca:
             assert self.statistics is not None
-            x = shift_colors(x, self.statistics, s.pca, generator)
+            x = shift_colors(x, self.statistics, s.pca, generator, among)
         x = x.clamp(0, 1)
         if s.mixes:
             return mix(x, labels, self.classes, s.mixup, s.cutmix, generator)
@@ -141,16 +146,35 @@ class Augmenter:
         labels: Tensor,
         generator: torch.Generator,
         preparation: Preparation,
+        among: Among | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As a call, with the net's numbers for pictures; where nothing is on, just those."""
         if self.settings == AugmentSettings():
             return normalize(pixels, preparation), labels
-        x, targets = self(pixels, labels, generator)
+        x, targets = self(pixels, labels, generator, among)
         x = x.contiguous(memory_format=torch.channels_last)
         return standardize(x * 255, preparation), targets
 
 
-def _stages(s: AugmentSettings, height: int, width: int) -> list[nn.Module]:
+def _own(drawn: dict[str, Tensor], among: Among) -> dict[str, Tensor]:
+    """What a stage of kornia's has drawn for a batch, for the pictures ``among`` it.
+
+    kornia 0.8 draws for those pictures only that it will change, 0.9 for all.
+    """
+    if among.whole:
+        return drawn
+    every = torch.arange(among.count)
+    own = torch.isin(every, every[among.part])
+    changed = drawn["batch_prob"] > 0.5
+    return {
+        key: values
+        if key in _OF_THE_BATCH
+        else values[own if len(values) == len(own) else own[changed]]
+        for key, values in drawn.items()
+    }
+
+
+def _stages(s: AugmentSettings, height: int, width: int) -> list[Any]:
     """kornia's modules, in the order in which they are applied to pictures of this size."""
     colors = s.brightness or s.contrast or s.saturation or s.hue
     if not (
@@ -166,7 +190,7 @@ def _stages(s: AugmentSettings, height: int, width: int) -> list[nn.Module]:
             "augmentation needs kornia; install it with: pip install 'edgecv[train]'"
         ) from error
     p = s.probability
-    stages: list[nn.Module] = []
+    stages: list[Any] = []
     if s.crop:
         own = width / height
         aspect = (own / s.crop_aspect, own * s.crop_aspect)

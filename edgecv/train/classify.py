@@ -13,6 +13,7 @@ from edgecv.spec import Preparation
 from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.balance import balanced_weights
 from edgecv.train.data import LabelledPictures, read_labelled, split
+from edgecv.train.draws import Among
 from edgecv.train.job import Job, Prepared
 from edgecv.train.pixels import normalize, shift_and_flip
 from edgecv.train.settings import at_least, one_of
@@ -66,15 +67,20 @@ class ClassificationTask:
         return normalize(self.held_out.pixels[index], self.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        settings = self.settings
+        settings, mixes = self.settings, self.augmenter.settings.mixes
+        # the picture that one is mixed with may be in another process' part
+        among = Among(len(index), slice(None) if mixes else part)
+        own = index[among.part]
         pixels = shift_and_flip(
-            self.pictures.pixels[index], settings.shift, settings.flip, generator
+            self.pictures.pixels[own], settings.shift, settings.flip, generator, among
+        )
+        inputs, targets = self.augmenter.inputs(
+            pixels, self.pictures.labels[own], generator, self.preparation, among
         )
         labels = self.pictures.labels[index]
-        inputs, targets = self.augmenter.inputs(pixels, labels, generator, self.preparation)
-        # shares of classes are averaged over pictures, whatever their classes weigh
-        weights = None if targets.is_floating_point() else self.weights
-        return Batch(inputs[part], targets[part], share_of(labels, part, weights))
+        if mixes:  # shares of classes are averaged over pictures, whatever their classes weigh
+            return Batch(inputs[part], targets[part], share_of(labels, part, None))
+        return Batch(inputs, targets, share_of(labels, part, self.weights))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weights = None if self.weights is None else self.weights.to(outputs.device)

@@ -35,8 +35,8 @@ class BoxTask(PlaceTask[BoxData, S]):
     metric = "ap50"
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        inputs, views = self.variation(index, generator)
-        inputs, views, own = inputs[part], views.part(part), index[part].tolist()
+        inputs, views = self.variation(index, part, generator)
+        own = index[part].tolist()
         sizes = torch.tensor([len(self.data.classes[i]) for i in own])
         picture = torch.repeat_interleave(torch.arange(len(own)), sizes)
         boxes = views.boxes(torch.cat([self.data.boxes[i] for i in own]), picture)

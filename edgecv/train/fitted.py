@@ -20,7 +20,7 @@ MEMORY = 4 << 30  # bytes of pixels that are kept; a larger set is read again fo
 
 
 class Kept:
-    """Arrays of one shape by their numbers, in memory while there is room for all of them."""
+    """Arrays by their numbers, in memory while there is room for all of them."""
 
     def __init__(self, memory: int = MEMORY) -> None:
         self._room = memory
@@ -33,11 +33,13 @@ class Kept:
         if self._arrays is not None:
             self._arrays.append(array)
 
+    def get(self, i: int, read: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Number i; ``read`` gives one that was not kept."""
+        return read(i) if self._arrays is None else self._arrays[i]
+
     def take(self, index: Tensor, read: Callable[[int], NDArray[np.uint8]]) -> Tensor:
-        """Those at ``index`` ``[n]``, stacked; ``read`` gives one that was not kept."""
-        arrays, places = self._arrays, index.tolist()
-        found = [read(i) if arrays is None else arrays[i] for i in places]
-        return torch.from_numpy(np.stack(found))
+        """Those at ``index`` ``[n]``, stacked, which must have one shape."""
+        return torch.from_numpy(np.stack([self.get(i, read) for i in index.tolist()]))
 
 
 class FittedPictures:

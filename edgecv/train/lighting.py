@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgecv.train.draws import Among
+
 PICTURES = 2000  # at most; the covariance of CIFAR-10 by 2,000 pictures is off by 1%
 
 
@@ -36,9 +38,17 @@ class ColorStatistics:
 
 
 def shift_colors(
-    x: Tensor, statistics: ColorStatistics, sigma: float, generator: torch.Generator
+    x: Tensor,
+    statistics: ColorStatistics,
+    sigma: float,
+    generator: torch.Generator,
+    among: Among | None = None,
 ) -> Tensor:
-    """``x`` float ``[n, 3, H, W]`` of 0 to 1, every picture's colours shifted; not clamped."""
-    draws = torch.randn(len(x), 3, generator=generator) * sigma  # [n, 3]
+    """``x`` float ``[n, 3, H, W]`` of 0 to 1, every picture's colours shifted; not clamped.
+
+    ``x`` are the pictures ``among`` a batch, else all of it.
+    """
+    among = among or Among(len(x), slice(None))
+    draws = torch.randn(among.count, 3, generator=generator)[among.part] * sigma  # [n, 3]
     shifts = (draws * statistics.values) @ statistics.vectors.T
     return x + shifts.to(x.device)[:, :, None, None]

@@ -7,17 +7,24 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from edgecv.spec import Preparation
+from edgecv.train.draws import Among
 
 
-def shift_and_flip(pixels: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+def shift_and_flip(
+    pixels: Tensor,
+    shift: int,
+    flip: bool,
+    generator: torch.Generator,
+    among: Among | None = None,
+) -> Tensor:
     """uint8 ``[n, H, W, 3]``, each picture moved by up to ``shift`` pixels and mirrored by chance.
 
-    The border is reflected.
+    The border is reflected. ``pixels`` are the pictures ``among`` a batch, else all of it.
     """
     n, height, width, _ = pixels.shape
-    s = shift
-    flips = torch.rand(n, generator=generator) < (0.5 if flip else 0.0)
-    corners = torch.randint(0, 2 * s + 1, (2, n), generator=generator)
+    among, s = among or Among(n, slice(None)), shift
+    flips = torch.rand(among.count, generator=generator)[among.part] < (0.5 if flip else 0.0)
+    corners = torch.randint(0, 2 * s + 1, (2, among.count), generator=generator)[:, among.part]
     padded = pad(pixels.permute(0, 3, 1, 2).float(), (s, s, s, s), mode="reflect")
     padded = padded.to(torch.uint8).permute(0, 2, 3, 1)
     rows = corners[0][:, None] + torch.arange(height)

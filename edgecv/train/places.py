@@ -153,14 +153,14 @@ class LandmarkTask(PlaceTask[PointData, LandmarkSettings]):
     metric = "near"
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        inputs, views = self.variation(index, generator)
-        views, own = views.part(part), index[part]
+        inputs, views = self.variation(index, part, generator)
+        own = index[part]
         points = views.points(self.data.points[own])
         if views.mirrored.any():
             points[views.mirrored] = points[views.mirrored][:, list(self.terms.mirror)]
         share = len(own) / len(index)
         labelled = (~self.data.points[index].isnan().any(2)).sum()
-        return Batch(inputs[part], (points, labelled.clamp_min(1) * share), share)
+        return Batch(inputs, (points, labelled.clamp_min(1) * share), share)
 
     def loss(self, outputs: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         points, count = targets

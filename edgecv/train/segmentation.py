@@ -35,6 +35,7 @@ from edgecv.train.vary import PlaceTask, Variation, color_settings
 from edgecv.train.views import ViewSettings
 
 SMALL = 1e-6
+OWN = 1 << 30  # bytes, one a pixel, of masks that are kept in their own sizes to be scored by
 
 
 @dataclass(frozen=True)
@@ -63,38 +64,50 @@ class LabelledMask:
 
 
 class MaskData:
-    """Pictures and masks in the input's size; ``truth`` has the masks as they are labelled."""
+    """Pictures and masks in the input's size; ``truth`` names the masks as they are labelled.
 
-    def __init__(self, labelled: Sequence[LabelledMask], job: Job, title: str) -> None:
+    Each mask is read once. With ``scored`` they are kept in their own sizes too, for
+    :meth:`original`; where they take more than :data:`OWN` that reads them again.
+    """
+
+    def __init__(
+        self, labelled: Sequence[LabelledMask], job: Job, title: str, *, scored: bool
+    ) -> None:
         self.pictures = fit_pictures([one.picture for one in labelled], job, title)
         self.truth = tuple(labelled[i] for i in self.pictures.kept)
         self.counts = np.zeros(256, np.int64)  # pixels of each class
-        self._kept = Kept()
+        self._kept, self._own = Kept(), Kept(OWN if scored else 0)
         for i in range(len(self.truth)):
-            mask = self._fit(i)
+            own = self._read(i)
+            mask = self._fit(i, own)
             self.counts += np.bincount(mask.ravel(), minlength=256)
             self._kept.add(mask)
+            self._own.add(own)
 
     def masks(self, index: Tensor) -> Tensor:
         """uint8 ``[n, H, W]``; :data:`IGNORED` are pixels that do not count."""
-        return self._kept.take(index, self._fit)
+        return self._kept.take(index, lambda i: self._fit(i, self._read(i)))
 
     def original(self, i: int) -> NDArray[np.int64]:
         """The mask of picture i in its own size; -1 are pixels that do not count."""
-        placement = self.pictures.placements[i]
-        one = self.truth[i]
-        return read_mask(one.mask, (placement.width, placement.height), one.classes)
+        mask = self._own.get(i, self._read)
+        return np.where(mask == IGNORED, -1, mask.astype(np.int64))
 
-    def _fit(self, i: int) -> NDArray[np.uint8]:
-        return fit_mask(self.original(i), self.pictures.preparation, self.pictures.placements[i])
+    def _read(self, i: int) -> NDArray[np.uint8]:
+        placement, one = self.pictures.placements[i], self.truth[i]
+        mask = read_mask(one.mask, (placement.width, placement.height), one.classes)
+        return np.where(mask < 0, IGNORED, mask).astype(np.uint8)
+
+    def _fit(self, i: int, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return fit_mask(mask, self.pictures.preparation, self.pictures.placements[i])
 
 
 def fit_mask(
-    mask: NDArray[np.int64], preparation: Preparation, placement: Placement
+    mask: NDArray[np.uint8], preparation: Preparation, placement: Placement
 ) -> NDArray[np.uint8]:
-    """A mask ``[h, w]`` (-1: not counted) as :func:`fit_pixels` places its picture, by the nearest
-    pixel; what is padded does not count."""
-    picture = Image.fromarray(np.where(mask < 0, IGNORED, mask).astype(np.uint8)).convert("RGB")
+    """A mask ``[h, w]`` as :func:`fit_pixels` places its picture, by the nearest pixel; what is
+    padded is :data:`IGNORED`: it does not count."""
+    picture = Image.fromarray(mask).convert("RGB")
     nearest = replace(preparation, interpolation="pillow-nearest", pad_value=IGNORED, color="rgb")
     nearest = replace(nearest, mean=(0.0,) * 3, std=(1.0,) * 3)
     fitted, where = fit_pixels(picture, nearest)
@@ -121,9 +134,9 @@ class SegmentationTask(PlaceTask[MaskData, SegmentSettings]):
         self.weights = (balanced if weighted else torch.ones_like(balanced)).float()
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        inputs, views = self.variation(index, generator)
-        masks = views.part(part).masks(self.data.masks(index[part]).long(), IGNORED)
-        return Batch(inputs[part], masks, len(masks) / len(index))
+        inputs, views = self.variation(index, part, generator)
+        masks = views.masks(self.data.masks(index[part]).long(), IGNORED)
+        return Batch(inputs, masks, len(masks) / len(index))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy and Dice, each of every picture, and the mean over the pictures."""
@@ -192,6 +205,11 @@ def prepare(job: Job) -> Prepared:
             f"{job.where}: a net to be trained gives logits, and this one's contract says "
             f"probabilities; put the softmax or sigmoid behind it for the export only"
         )
+    if len(job.labels) > IGNORED:
+        raise RecipeError(
+            f"{job.where}: {len(job.labels)} labels; masks of one byte a pixel tell {IGNORED} "
+            f"classes apart, {IGNORED} itself being pixels that do not count"
+        )
     spec = contract(job.where, "segment", job.preparation, job.decoding, job.labels)
     classes = job.file(views.classes) if views.classes else None
 
@@ -201,12 +219,12 @@ def prepare(job: Job) -> Prepared:
         return [LabelledMask(picture, mask, found.classes) for picture, mask in pairs]
 
     first, second = two_parts(job, read)
-    data = MaskData(first, job, "data")
+    data = MaskData(first, job, "data", scored=second is None)
     absent = [name for i, name in enumerate(job.labels) if not data.counts[i]]
     if len(absent) == len(job.labels):
         raise InputError(f"{job.path(job.files.data)}: none of its masks has a pixel that counts")
     if absent:
         job.say(f"WARNING: no pixel of {', '.join(absent)} in the masks to learn from")
-    held_out = data if second is None else MaskData(second, job, "held_out")
+    held_out = data if second is None else MaskData(second, job, "held_out", scored=True)
     variation = Variation(data.pictures, views, colors)
     return Prepared(SegmentationTask(data, held_out, spec, variation, settings), job.labels)

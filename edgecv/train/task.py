@@ -43,7 +43,7 @@ class Task(Protocol):
 
         ``index`` is the whole batch, the same in every process, and so is ``generator``: what is
         drawn for the whole batch and then cut to ``part`` does not depend on how many processes
-        there are.
+        there are (:class:`~edgecv.train.draws.Among`). Only the part's pictures are computed.
         """
         ...
 

@@ -142,6 +142,11 @@ class FeatureTask:
         seed: int,
         progress: Callable[[int, int], None],
     ) -> None:
+        if views > 1 and task.augmenter.settings.mixes:
+            raise RecipeError(
+                "train.augment: mixup and cutmix make pictures of two classes, and features that "
+                "are computed once keep one class each: set both to 0, or transfer.cached = false"
+            )
         self.task = task
         model.eval()
         labels, held_out = task.pictures.labels, task.held_out

@@ -10,6 +10,7 @@ from torch import Tensor
 from edgecv.errors import RecipeError
 from edgecv.spec import ModelSpec
 from edgecv.train.augment import Augmenter, AugmentSettings
+from edgecv.train.draws import Among
 from edgecv.train.fitted import FittedPictures
 from edgecv.train.job import Job
 from edgecv.train.pixels import normalize
@@ -31,12 +32,16 @@ class Variation:
         sample = pictures.pixels(every[:: -(-len(every) // SEEN)])
         self.augmenter = Augmenter.of(augment, sample)
 
-    def __call__(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Views]:
-        """The net's inputs ``[n, C, H, W]`` for the pictures ``index`` ``[n]``, and their views."""
-        p = self.pictures.preparation
-        views = Views.draw(len(index), p.height, p.width, self.settings, generator)
-        pixels = views.pixels(self.pictures.pixels(index), p.pad_value)
-        return self.augmenter.inputs(pixels, index, generator, p)[0], views
+    def __call__(
+        self, index: Tensor, part: slice, generator: torch.Generator
+    ) -> tuple[Tensor, Views]:
+        """The net's inputs ``[n, C, H, W]`` for the pictures ``index[part]`` of a batch, and their
+        views; drawn as for the whole batch, read and computed for the part."""
+        p, own = self.pictures.preparation, index[part]
+        views = Views.draw(len(index), p.height, p.width, self.settings, generator).part(part)
+        pixels = views.pixels(self.pictures.pixels(own), p.pad_value)
+        among = Among(len(index), part)
+        return self.augmenter.inputs(pixels, own, generator, p, among)[0], views
 
 
 class Places(Protocol):

@@ -34,12 +34,16 @@ class ViewSettings:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """One view for each of n pictures; ``scale`` and ``offset`` are float ``[n, 2]``, x and y."""
+    """One view for each of n pictures; ``scale`` and ``offset`` are float ``[n, 2]``, x and y.
+
+    ``identity``: no picture of the batch that they were drawn for is moved, and none is resampled.
+    """
 
     scale: Tensor
     offset: Tensor
     height: int
     width: int
+    identity: bool
 
     @classmethod
     def draw(
@@ -55,10 +59,11 @@ class Views:
         mirrored = draws[:, 3] < (0.5 if settings.flip else 0.0)
         scale[mirrored, 0] *= -1
         offset[mirrored, 0] = width - offset[mirrored, 0]
-        return cls(scale, offset, height, width)
+        identity = bool((scale == 1).all() and (offset == 0).all())
+        return cls(scale, offset, height, width, identity)
 
     def part(self, which: slice) -> Views:
-        return Views(self.scale[which], self.offset[which], self.height, self.width)
+        return Views(self.scale[which], self.offset[which], self.height, self.width, self.identity)
 
     @property
     def mirrored(self) -> Tensor:
@@ -67,7 +72,7 @@ class Views:
 
     def pixels(self, pixels: Tensor, pad: int) -> Tensor:
         """uint8 ``[n, H, W, C]`` to float ``[n, H, W, C]`` of 0 to 255, ``pad`` outside."""
-        if self._identity():
+        if self.identity:
             return pixels.float()
         x = pixels.permute(0, 3, 1, 2).float() - pad
         seen = grid_sample(x, self._grid(), align_corners=False) + pad
@@ -75,7 +80,7 @@ class Views:
 
     def masks(self, masks: Tensor, outside: int) -> Tensor:
         """Class numbers ``[n, H, W]`` by the nearest pixel, ``outside`` where there is none."""
-        if self._identity():
+        if self.identity:
             return masks
         # no class is 0 in here: that is what grid_sample puts outside
         x = (masks - outside).float()[:, None]
@@ -90,9 +95,6 @@ class Views:
     def points(self, points: Tensor) -> Tensor:
         """Points ``[n, K, 2]`` of the n pictures; their order stays."""
         return points * self.scale[:, None] + self.offset[:, None]
-
-    def _identity(self) -> bool:
-        return bool((self.scale == 1).all() and (self.offset == 0).all())
 
     def _grid(self) -> Tensor:
         """grid_sample's ``[n, H, W, 2]``: where in the input, from -1 to 1, a view's pixel lies."""

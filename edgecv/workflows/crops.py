@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from edgecv.errors import InputError
 from edgecv.model import Model
 from edgecv.postprocess.classify import probabilities
-from edgecv.preprocess import Picture, fit_pixels, open_picture, short_side_size, to_tensor
+from edgecv.preprocess import (
+    Picture,
+    crop_corner,
+    fit_pixels,
+    open_picture,
+    place,
+    short_side_size,
+    to_tensor,
+)
 from edgecv.progress import Progress, silent
 from edgecv.spec import ModelSpec
 
@@ -41,21 +49,19 @@ def crops_of(picture: Picture, spec: ModelSpec, crops: int) -> NDArray[Any]:
     The order is centre, top left, top right, bottom left, bottom right, then their mirror images.
     """
     p = spec.preparation
+    opened = open_picture(picture)
     if p.fit == "crop":
-        opened = open_picture(picture)
-        short = p.resize or min(p.height, p.width)
-        width, height = short_side_size(*opened.size, short)
+        width, height = short_side_size(*opened.size, p.resize or min(p.height, p.width))
         whole = replace(p, fit="stretch", height=height, width=width, resize=None)
-        centre = fit_pixels(opened, p)[0]
-        pixels = fit_pixels(opened, whole)[0]
-        parts = [centre]
+        pixels = fit_pixels(opened, whole)[0]  # once: every crop is a part of it
+        corners = [crop_corner(width, height, p)]
         if crops > 2:
             right, bottom = width - p.width, height - p.height
-            parts += [
-                pixels[y : y + p.height, x : x + p.width] for y in (0, bottom) for x in (0, right)
-            ]
+            corners += [(x, y) for y in (0, bottom) for x in (0, right)]
+        size = (p.width, p.height)
+        parts = [place(pixels, (-x, -y), size, p.pad_value) for x, y in corners]
     else:
-        parts = [fit_pixels(open_picture(picture), p)[0]]
+        parts = [fit_pixels(opened, p)[0]]
     if crops in (2, 10):
         parts += [part[:, ::-1] for part in parts]
     return to_tensor(np.stack(parts), p, spec.inputs[0].dtype)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgecv.export.recipe import Recipe, list_recipes, load_recipe, recipe_for
+from edgecv.export.overrides import recipe_for
+from edgecv.export.recipe import Recipe, list_recipes, load_recipe
 
 if TYPE_CHECKING:
     from edgecv.models.count import Layer, Saving
@@ -26,6 +27,17 @@ class Layers:
     @property
     def macs(self) -> int:
         return sum(layer.macs for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        p = self.recipe.preparation
+        return {
+            "name": self.recipe.name,
+            "input": [p.height, p.width],
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "depthwise_separable": [saving.to_dict() for saving in self.savings],
+        }
 
 
 def list_models() -> list[Recipe]:

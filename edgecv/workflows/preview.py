@@ -19,9 +19,8 @@ from edgecv.progress import Progress, silent
 from edgecv.results import Result
 from edgecv.spec import Preparation
 from edgecv.train.task import Drawable, Task
-from edgecv.train.transfer import TransferSettings
 from edgecv.workflows.drawing import draw, fitting, font_of
-from edgecv.workflows.train import make_job, prepare, read_table
+from edgecv.workflows.train import TABLES, make_job, prepare, read_table
 
 ROWS, COLUMNS = 8, 7  # pictures, and augmented versions of each
 SIDE = 128  # pixels of a cell, about; small pictures are shown with larger pixels
@@ -59,8 +58,8 @@ def preview_recipe(
         raise InputError(f"--preview {path}: expected a name that ends in .png")
     recipe = load_recipe(name)
     config, job = make_job(recipe, read_table(recipe, settings), data, progress, say)
-    if job.has("transfer"):
-        job.table("transfer", TransferSettings)  # says nothing about pictures, but is allowed
+    for key in filter(job.has, TABLES):
+        job.table(key, TABLES[key])  # they say nothing about pictures, but are allowed
     prepared = prepare(recipe.task, job)
     classes = prepared.classes or prepared.labels
     generator = torch.Generator().manual_seed(config.seed)

@@ -30,7 +30,7 @@ from edgecv.spec import ModelSpec
 from edgecv.workflows.stream import collect, outputs_of
 
 if TYPE_CHECKING:
-    from edgecv.export.recipe import InputOverrides
+    from edgecv.export.overrides import InputOverrides
     from edgecv.export.weights import ResolvedWeights
 
 SEED, COUNT = 11, 6  # two seeded pictures of each block size
@@ -132,7 +132,7 @@ def _torch_reference(
     # here and not above: comparing with a file or a record needs no torch
     from edgecv.export.rough import rough_net
     from edgecv.export.weights import load_model
-    from edgecv.workflows.export import torch_outputs
+    from edgecv.workflows.parity import torch_outputs
 
     _, resolved = _weights_of(spec, name, weights, progress)
     model, preparation = load_model(resolved), resolved.recipe.preparation
@@ -158,7 +158,7 @@ def _torch_reference(
 
 def _overrides(spec: ModelSpec) -> InputOverrides:
     """The input flags that the candidate was exported with."""
-    from edgecv.export.recipe import InputOverrides
+    from edgecv.export.overrides import InputOverrides
 
     flags: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
@@ -171,7 +171,8 @@ def _weights_of(
     spec: ModelSpec, name: str, weights: str | os.PathLike[str] | None, progress: Progress
 ) -> tuple[str, ResolvedWeights]:
     """The recipe that the reference ``name`` comes to, and the weights of the candidate."""
-    from edgecv.export.recipe import load_recipe, recipe_for
+    from edgecv.export.overrides import recipe_for
+    from edgecv.export.recipe import load_recipe
     from edgecv.export.weights import ResolvedWeights, find_by_sha256, resolve
 
     recipe = recipe_for(name, _overrides(spec))

@@ -52,6 +52,12 @@ TASKS = {
     "landmarks": "edgecv.train.places:prepare_landmarks",
     "segment": "edgecv.train.segmentation:prepare",
 }
+# tables that are about the run, whatever the task
+TABLES = {
+    "transfer": TransferSettings,
+    "distill": DistillSettings,
+    "quantized": QuantizedSettings,
+}
 FILES = ("data", "held_out", "initial", "trunk")  # left out of the log
 FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
@@ -65,6 +71,14 @@ class TrainResult:
     log: Path
     size_bytes: int
     scores: Mapping[str, float]
+
+    @classmethod
+    def expected(cls, folder: Path, name: str) -> TrainResult:
+        """What will be in ``folder``, before it is written and scored."""
+        weights, recipe, log = (
+            folder / f"{name}{end}" for end in (".safetensors", ".toml", ".log.json")
+        )
+        return cls(weights, recipe, log, 0, {})
 
     def to_dict(self) -> dict[str, Any]:
         files = {"weights": self.weights, "recipe": self.recipe, "log": self.log}
@@ -123,12 +137,7 @@ def train_recipe(
     if distill is not None and (transfer is not None or recipe.task != "classify"):
         raise RecipeError(f"{job.where}.distill: is for classifiers, and not beside transfer")
     prepared = prepare(recipe.task, job)
-    if prepared.labels != recipe.labels:
-        say(f"classes: {', '.join(prepared.labels)}")
-        stem = data.resolve().stem
-        recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=f"{recipe.name}-{stem}")
-    if prepared.decoding is not None:
-        recipe = replace(recipe, decoding=prepared.decoding)
+    recipe = _of_the_data(recipe, prepared, job)
     known: dict[str, str] = {}
     if distill is not None:
         task = distilled(prepared.task, distill, job, prepared.labels)
@@ -158,13 +167,7 @@ def train_recipe(
         "recipe": recipe.name,
         **known,
     }
-    result = TrainResult(
-        folder / f"{recipe.name}.safetensors",
-        folder / f"{recipe.name}.toml",
-        folder / f"{recipe.name}.log.json",
-        0,
-        {},
-    )
+    result = TrainResult.expected(folder, recipe.name)
     return _store(result, model, recipe, prepared, about, kept, log) if first else result
 
 
@@ -239,6 +242,17 @@ def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
             inner = inner[parent]
         inner[last] = _parse(text)
     return table
+
+
+def _of_the_data(recipe: Recipe, prepared: Prepared, job: Job) -> Recipe:
+    """``recipe`` with the labels and the decoding that the data has; other labels, other name."""
+    if prepared.labels != recipe.labels:
+        job.say(f"classes: {', '.join(prepared.labels)}")
+        name = f"{recipe.name}-{job.folder.resolve().stem}"
+        recipe = replace(recipe, labels=prepared.labels, label_ids=(), name=name)
+    if prepared.decoding is not None:
+        recipe = replace(recipe, decoding=prepared.decoding)
+    return recipe
 
 
 def _transfer(

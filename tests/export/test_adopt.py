@@ -91,7 +91,8 @@ def test_every_shipped_recipe_can_be_read():
 
 
 def test_a_recipe_for_adoption_cannot_be_exported():
-    from edgecv.export.recipe import recipe_for, recipes_folder
+    from edgecv.export.overrides import recipe_for
+    from edgecv.export.recipe import recipes_folder
 
     with pytest.raises(RecipeError, match="no \\[model\\] to export"):
         recipe_for(str(recipes_folder() / "adopt" / "yolox.toml"))

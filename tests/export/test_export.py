@@ -12,7 +12,7 @@ import torch
 import edgecv
 from edgecv import models
 from edgecv.errors import ExportError, RecipeError, WeightsError
-from edgecv.export.recipe import InputOverrides
+from edgecv.export.overrides import InputOverrides
 from edgecv.export.to_onnx import export_module, to_bytes
 from edgecv.spec import read_spec
 

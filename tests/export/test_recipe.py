@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from edgecv.errors import EdgeCVError, RecipeError
-from edgecv.export.recipe import InputOverrides, list_recipes, load_recipe, recipe_for
+from edgecv.export.overrides import InputOverrides, recipe_for
+from edgecv.export.recipe import list_recipes, load_recipe
 from edgecv.export.sources import build
 
 GOOD = """

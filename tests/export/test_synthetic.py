@@ -15,7 +15,8 @@ from torch import nn
 
 from edgecv.errors import InputError
 from edgecv.export import synthetic
-from edgecv.export.recipe import Calibration, recipe_for
+from edgecv.export.overrides import recipe_for
+from edgecv.export.recipe import Calibration
 from edgecv.export.synthetic import Settings, informative_norms, statistics_loss, synthesize
 from edgecv.export.weights import load_model, resolve
 from edgecv.preprocess import list_pictures, normalize, prepare

@@ -15,7 +15,8 @@ from edgecv import models  # noqa: E402
 from edgecv.errors import WeightsError  # noqa: E402
 from edgecv.export import download  # noqa: E402
 from edgecv.export.download import cached_path, fetch  # noqa: E402
-from edgecv.export.recipe import InputOverrides, WeightsSource, load_recipe, recipe_for  # noqa: E402
+from edgecv.export.overrides import InputOverrides, recipe_for  # noqa: E402
+from edgecv.export.recipe import WeightsSource, load_recipe  # noqa: E402
 from edgecv.export.weights import (  # noqa: E402
     load_into,
     load_model,

@@ -9,7 +9,7 @@ import pytest
 
 import edgecv
 from edgecv.errors import InputError, SpecError, WeightsError
-from edgecv.export.recipe import InputOverrides
+from edgecv.export.overrides import InputOverrides
 from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.measure.selftest import inputs
 from edgecv.runtimes import open_backend

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import edgecv
+from edgecv import preprocess
 from edgecv.errors import InputError
 from edgecv.measure.ready import READY_MODEL
 from edgecv.workflows.crops import averaged, crops_of
@@ -41,6 +42,37 @@ def test_what_is_cut(model):
     assert np.array_equal(
         model.prepare(Image.fromarray(picture)).tensor[None].shape, (1, 3, 64, 64)
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize": 75},
+        {"resize": 71, "crop_rounding": "floor"},
+        {"resize": 80, "interpolation": "opencv-linear"},
+        {"resize": 70, "color": "bgr"},
+        {"resize": 66, "color": "gray", "mean": (0.5,), "std": (0.2,)},
+        {"resize": 50, "pad_value": 9},  # smaller than the crop, which is padded
+        {"resize": 50, "pad_value": 9, "color": "gray", "mean": (0.5,), "std": (0.2,)},
+    ],
+)
+def test_the_picture_is_resized_once_and_its_centre_is_what_eval_sees(
+    model, pixels, change, monkeypatch
+):
+    p = replace(model.spec.preparation, **change)
+    (tensor,) = model.spec.inputs
+    tensor = replace(tensor, shape=("N", *p.tensor_shape(p.height, p.width)))
+    spec = replace(model.spec, preparation=p, inputs=(tensor,))
+    expected = preprocess.prepare(pixels, spec.preparation).tensor
+    resized = []
+    resample = preprocess._resample
+    monkeypatch.setattr(
+        preprocess, "_resample", lambda *given: resized.append(given[1]) or resample(*given)
+    )
+    found = crops_of(pixels, spec, 10)
+    assert len(resized) == 1
+    assert found.shape == (10, *expected.shape)
+    assert np.array_equal(found[0], expected)
 
 
 def test_probabilities_are_averaged(model, pixels):

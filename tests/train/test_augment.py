@@ -9,8 +9,9 @@ import torch
 from edgecv.errors import InputError, RecipeError
 from edgecv.spec import Preparation
 from edgecv.train.augment import Augmenter, AugmentSettings
+from edgecv.train.draws import Among
 from edgecv.train.lighting import ColorStatistics, shift_colors
-from edgecv.train.pixels import normalize
+from edgecv.train.pixels import normalize, shift_and_flip
 
 EACH = [
     {"hflip": 0.5},
@@ -81,6 +82,40 @@ def test_each_changes_pictures_and_follows_the_generator(pictures, settings):
     assert torch.equal(labels, same_labels)
     other, _ = augment(pictures, seed=1, **settings)
     assert not torch.equal(x, other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(one for one in EACH if not one.keys() & {"mixup", "cutmix"}),
+        {k: v for one in EACH for k, v in one.items() if k not in ("mixup", "cutmix")},
+    ],
+    ids=lambda s: "all" if len(s) > 1 else next(iter(s)),
+)
+@pytest.mark.parametrize("count", [4, 6])  # 4: as many as there are colours' changes in an order
+def test_a_part_of_a_batch_gets_what_it_gets_in_the_whole(pictures, settings, count):
+    """However many processes share a batch, they see the same pictures."""
+    augmenter = Augmenter.of(AugmentSettings(probability=0.6, **settings), pictures)
+    pixels, labels = pictures[:count], torch.arange(count)
+
+    def seen(part):
+        drawn, among = generator(3), Among(count, part)
+        moved = shift_and_flip(pixels[part], 3, True, drawn, among)
+        return augmenter(moved, labels[part], drawn, among)[0], drawn.get_state()
+
+    whole, state = seen(slice(None))
+    drawn = generator(3)
+    plainly = augmenter(shift_and_flip(pixels, 3, True, drawn), labels, drawn)[0]
+    assert torch.equal(whole, plainly)
+    for part in (slice(0, 1), slice(1, 4), slice(count - 2, count)):
+        own, after = seen(part)
+        if "elastic" in settings:
+            # its blur is a convolution, whose sums may take another order for another batch: a
+            # displacement's last bits, 1e-7 of half a side, times the ramps between grey levels
+            assert (own - whole[part]).abs().max() < 1e-5
+        else:
+            assert torch.equal(own, whole[part])
+        assert torch.equal(after, state)  # the next batch is the same one too
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,9 @@ def test_keys_that_mean_nothing_are_refused(recipe, pictures, tmp_path):
             train_recipe(str(recipe), pictures, [setting], tmp_path / "run")
     with pytest.raises(InputError, match="no such weights to start from"):
         train_recipe(str(recipe), pictures, ["initial=none.pth"], tmp_path / "run")
+    mixed = ["augment.mixup=0.4", "transfer.views=2"]
+    with pytest.raises(RecipeError, match=r"mixup and cutmix .* keep one class each"):
+        train_recipe(str(recipe), pictures, mixed, tmp_path / "run")
 
 
 def test_the_bundled_weights_name_the_recipes_settings():

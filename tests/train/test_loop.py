@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgecv.errors import InputError, WeightsError
 from edgecv.spec import Preparation
+from edgecv.train.augment import AugmentSettings
 from edgecv.train.classify import ClassificationTask, ClassifySettings
 from edgecv.train.data import load_pictures, split
 from edgecv.train.loop import train
@@ -224,6 +225,25 @@ def test_class_weights_balance_the_loss(task):
         for part, batch in zip((slice(0, 25), slice(25, 40)), parts, strict=True)
     )
     assert cut.item() == pytest.approx(whole.item(), rel=1e-6)  # sums in another order
+
+
+@pytest.mark.parametrize("settings", [{}, {"hue": 0.1}, {"mixup": 0.4}])
+def test_a_part_of_a_batch_is_what_it_is_in_the_whole(task, settings):
+    augment = AugmentSettings(**settings)
+    learned = ClassificationTask(
+        task.pictures, task.held_out, task.preparation, ClassifySettings(), augment
+    )
+    index = torch.randperm(len(task.pictures.labels))[:8]
+
+    def draw(part):
+        return learned.draw(index, part, torch.Generator().manual_seed(1))
+
+    whole = draw(slice(None))
+    for part in (slice(0, 3), slice(3, 8)):
+        own = draw(part)
+        assert torch.equal(own.inputs, whole.inputs[part])
+        assert torch.equal(own.targets, whole.targets[part])
+        assert own.share == pytest.approx((part.stop - part.start) / 8)
 
 
 def _command(*arguments: str) -> list[str]:

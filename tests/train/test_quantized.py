@@ -18,6 +18,7 @@ from edgecv.spec import read_spec, write_spec
 from edgecv.train.distill import DistilledTask
 from edgecv.workflows import proof
 from edgecv.workflows.export import export
+from edgecv.workflows.preview import preview_recipe
 from edgecv.workflows.quantize import quantize
 from edgecv.workflows.teacher import teacher_from
 from edgecv.workflows.train import train_recipe
@@ -144,6 +145,8 @@ def test_a_net_learns_from_another_ones_answers(recipe, pictures, files, tmp_pat
     log = json.loads(result.log.read_text())
     assert log["config"]["distill"] == {"teacher": parent.name, "weight": 1.0}
     assert log["teacher"] == sha256_of(parent)
+    sheet = preview_recipe(str(recipe), pictures, settings, tmp_path / "sheet.png")
+    assert sheet.path.is_file()
     other = tmp_path / "other.onnx"
     write_spec(parent, replace(read_spec(parent), name="other"), other)
     settings[1] = f"distill.teacher={other}"

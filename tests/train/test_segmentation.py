@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 
 import edgecv
 from edgecv.errors import InputError, RecipeError
-from edgecv.evaluate.segmentation import read_masks
+from edgecv.evaluate.segmentation import read_mask, read_masks
 from edgecv.export.recipe import read_recipe
+from edgecv.train import segmentation
 from edgecv.train.segmentation import dice_loss
 from edgecv.workflows.evaluate import evaluate
 from edgecv.workflows.train import make_job, prepare, train_recipe
@@ -173,6 +174,23 @@ def test_masks_are_augmented_with_their_pictures(tmp_path):
         assert same > 0.8  # borders are blurred
     assert (batch.targets == 255).any()  # the letterbox's bars
     assert batch.share == 5 / 8
+
+
+def test_masks_are_read_once_and_scored_from_memory(tmp_path, monkeypatch):
+    write_masks(tmp_path / "shapes", 6)
+    read: list[Path] = []
+    monkeypatch.setattr(
+        segmentation, "read_mask", lambda path, *rest: read.append(path) or read_mask(path, *rest)
+    )
+    task = make_task(tmp_path)
+    net = torch.nn.Conv2d(3, 3, 1).eval()
+    scores = task.evaluate(net)
+    assert task.evaluate(net) == scores
+    assert len(read) == len(set(read)) == 6
+    monkeypatch.setattr(segmentation, "OWN", 100)  # no room for them
+    small = make_task(tmp_path)
+    assert small.evaluate(net) == scores
+    assert len(read) == 6 + 6 + 6
 
 
 def test_what_the_masks_must_not_be(tmp_path):

@@ -10,9 +10,11 @@ from PIL import Image
 from edgecv.errors import InputError, RecipeError
 from edgecv.preprocess import fit_pixels
 from edgecv.spec import Preparation
+from edgecv.train.augment import AugmentSettings
 from edgecv.train.boxes import inside
 from edgecv.train.fitted import FittedPictures, Kept
 from edgecv.train.segmentation import fit_mask
+from edgecv.train.vary import Variation
 from edgecv.train.views import Views, ViewSettings
 
 
@@ -56,8 +58,32 @@ def test_boxes_masks_and_points_follow_the_pixels():
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     torch.testing.assert_close(points[:, 0], middle)
     assert (masks == 255).any()
-    part = views.part(slice(5, 9))
-    assert torch.equal(part.pixels(pixels[5:9], 0), seen[5:9])
+
+
+def test_a_part_of_a_batch_is_varied_as_in_the_whole_and_read_alone(tmp_path, monkeypatch):
+    paths = []
+    for i in range(8):
+        paths.append(tmp_path / f"{i}.png")
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(noise).save(paths[-1])
+    pictures = FittedPictures(paths, Preparation(16, 16))
+    views = ViewSettings(flip=True, zoom=0.0, shift=0.0)  # some parts have no mirrored picture
+    vary = Variation(pictures, views, AugmentSettings(brightness=0.3, hue=0.1, pca=0.1))
+    index = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
+
+    def seen(part):
+        return vary(index, part, torch.Generator().manual_seed(2))
+
+    whole, every = seen(slice(None))
+    taken: list[int] = []
+    pixels = pictures.pixels
+    monkeypatch.setattr(pictures, "pixels", lambda i: taken.extend(i.tolist()) or pixels(i))
+    for start in range(8):
+        part = slice(start, start + 1)
+        own, views = seen(part)
+        assert torch.equal(own, whole[part])
+        assert torch.equal(views.scale, every.scale[part])
+    assert taken == index.tolist()
 
 
 def test_objects_that_are_hardly_seen_are_not_looked_for():
@@ -70,9 +96,9 @@ def test_objects_that_are_hardly_seen_are_not_looked_for():
 
 @pytest.mark.parametrize("fit", ["letterbox", "stretch", "crop"])
 def test_masks_lie_where_their_pictures_do(fit):
-    mask = np.zeros((40, 60), np.int64)
+    mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 15:45] = 3
-    mask[:5] = -1
+    mask[:5] = 255
     p = Preparation(32, 32, fit=fit, pad_value=7, interpolation="pillow-nearest")
     levels = np.where(mask == 3, 200, 50).astype(np.uint8)
     pixels, placement = fit_pixels(Image.fromarray(levels).convert("RGB"), p)

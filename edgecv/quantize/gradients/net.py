@@ -11,7 +11,7 @@ that lies within that on the edge between two integers may fall to the other sid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +23,20 @@ from torch import Tensor, nn
 from edgecv.errors import QuantizeError
 from edgecv.quantize.gradients.fake import Grid, Weight
 from edgecv.quantize.gradients.operators import Operator, operator
+from edgecv.quantize.gradients.pairs import (
+    ONE_GRID,
+    affine_of,
+    constant_input,
+    input_name,
+    is_stored,
+    latent_of,
+    shared_grids,
+    stored_name,
+)
 from edgecv.quantize.place import BIAS_LIMIT
-from edgecv.quantize.ranges import Affine, Array, Range
+from edgecv.quantize.ranges import Array, Range
 from edgecv.quantize.structure import weight_axis
-from edgecv.quantize.targets import MAC, PASS_THROUGH, Policy
-
-_ONE_GRID = PASS_THROUGH | {"Concat", "Resize"}  # what they give has the grid of what they take
+from edgecv.quantize.targets import MAC, Policy
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ class QuantizedNet(nn.Module):
             one = self._grid(self._grid_of[str(node.outputs[0].name)]).affine()
             info, scale = np.iinfo(one.dtype), float(one.scale)
             lo, hi = (scale * (end - one.zero_point) for end in (info.min, info.max))
-            found[_named(node, 0).removesuffix(".real")] = Range(lo, hi, "learned")
+            found[input_name(node, 0).removesuffix(".real")] = Range(lo, hi, "learned")
         return found
 
     def integer_weights(self) -> list[Weight]:
@@ -150,9 +158,8 @@ class QuantizedNet(nn.Module):
 
         def store(name: str, array: Array) -> None:
             old = constants[name].const_value
-            if old is None or not np.array_equal(
-                old.numpy(), array
-            ):  # else byte for byte as it was
+            # what has not changed stays byte for byte as it was
+            if old is None or not np.array_equal(old.numpy(), array):
                 constants[name].const_value = ir.tensor(array, name=name)
 
         makers = {str(v.name): node for node in model.graph for v in node.outputs}
@@ -160,28 +167,42 @@ class QuantizedNet(nn.Module):
             key = self._grid_of.get(str(node.outputs[0].name))
             if node.op_type == "QuantizeLinear" and key is not None:
                 found = self._grid(key).affine()
-                store(_named(node, 1), np.asarray(found.scale, np.float32))
-                store(_named(node, 2), np.asarray(found.zero_point, found.dtype))
+                store(input_name(node, 1), np.asarray(found.scale, np.float32))
+                store(input_name(node, 2), np.asarray(found.zero_point, found.dtype))
         for layer in self._layers:
+            self._write_layer(layer, makers, store)
             bias = self._read_bias.get(layer.bias)
-            if layer.stored:
-                weight = self._read[layer.weight]
-                steps = weight.steps.double()
-                if layer.stored_bias and bias is not None:
-                    grid = self.grids[layer.source] if layer.source else None
-                    unit = float(grid.affine().scale) if isinstance(grid, Grid) else layer.step
-                    steps = torch.maximum(steps, bias.abs().double() / (BIAS_LIMIT * unit))
-                scales = steps.float()
-                store(layer.stored, weight.integers(scales))
-                store(_named(makers[layer.weight], 1), np.asarray(scales.numpy()))
-                if layer.stored_bias and bias is not None:
-                    units = (scales.double() * unit).float()
-                    q = (bias.double() / units.double()).round().to(torch.int32)
-                    store(layer.stored_bias, np.asarray(q.numpy()))
-                    store(_named(makers[layer.bias], 1), np.asarray(units.numpy()))
             if layer.bias in constants and bias is not None:
                 store(layer.bias, np.asarray(bias.numpy()))
         return model
+
+    def _write_layer(
+        self,
+        layer: _Layer,
+        makers: Mapping[str, ir.Node],
+        store: Callable[[str, Array], None],
+    ) -> None:
+        """The integers of a layer's weight and bias, and their steps; ``makers`` give its inputs.
+
+        A bias is a multiple of input step times weight step, which the weight's must be coarse
+        enough for.
+        """
+        if not layer.stored:
+            return
+        weight = self._read[layer.weight]
+        steps, unit = weight.steps.double(), 0.0
+        bias = self._read_bias.get(layer.bias) if layer.stored_bias else None
+        if bias is not None:
+            unit = float(self._grid(layer.source).affine().scale) if layer.source else layer.step
+            steps = torch.maximum(steps, bias.abs().double() / (BIAS_LIMIT * unit))
+        scales = steps.float()
+        store(layer.stored, weight.integers(scales))
+        store(input_name(makers[layer.weight], 1), np.asarray(scales.numpy()))
+        if bias is not None:
+            units = (scales.double() * unit).float()
+            q = (bias.double() / units.double()).round().to(torch.int32)
+            store(layer.stored_bias, np.asarray(q.numpy()))
+            store(input_name(makers[layer.bias], 1), np.asarray(units.numpy()))
 
     def _grid(self, key: str) -> Grid:
         found = self.grids[key]
@@ -189,7 +210,7 @@ class QuantizedNet(nn.Module):
         return found
 
     def _make_grids(self, graph: ir.Graph) -> None:
-        leaders = _leaders(graph)
+        leaders = shared_grids(graph)
         for node in graph:
             if node.op_type != "QuantizeLinear":
                 continue
@@ -197,22 +218,22 @@ class QuantizedNet(nn.Module):
             key = _key(leaders[output])
             self._grid_of[output] = key
             if key not in self.grids:
-                self.grids[key] = Grid(_affine(node), self._policy.symmetric)
-            if _named(node, 0) == self._input:
+                self.grids[key] = Grid(affine_of(node), self._policy.symmetric)
+            if input_name(node, 0) == self._input:
                 self._grid(key).fix()
 
     def _take_weights(self, graph: ir.Graph, parents: Mapping[str, ir.Node]) -> None:
         for node in graph:
             if node.op_type not in MAC | {"ConvTranspose"}:
                 continue
-            stored = _stored(node, 1)
+            stored = stored_name(node, 1)
             maker = node.inputs[1].producer() if node.inputs[1] is not None else None
-            name = _named(node, 1)
+            name = input_name(node, 1)
             if stored and maker is not None:
-                integers, scales = _constant(maker, 0), _constant(maker, 1)
+                integers, scales = constant_input(maker, 0), constant_input(maker, 1)
                 axis = weight_axis(node)
                 weight = Weight(
-                    _latent(integers, scales, axis, parents.get(node.name or "")),
+                    latent_of(integers, scales, axis, parents.get(node.name or "")),
                     np.atleast_1d(scales).astype(np.float32),
                     axis,
                     self._policy.weight_max,
@@ -221,7 +242,7 @@ class QuantizedNet(nn.Module):
                 self._read[name] = weight
             bias, stored_bias = "", ""
             if len(node.inputs) > 2 and node.inputs[2] is not None:
-                bias, stored_bias = _named(node, 2), _stored(node, 2)
+                bias, stored_bias = input_name(node, 2), stored_name(node, 2)
                 array = self._bias(node, stored_bias)
                 if array is None or not stored:
                     bias = stored_bias = ""
@@ -236,11 +257,11 @@ class QuantizedNet(nn.Module):
     def _grid_behind(self, value: ir.Value | None) -> tuple[str, float]:
         """The key of the grid that ``value`` lies on, or the step of pixels that it comes from."""
         node = None if value is None else value.producer()
-        while node is not None and node.op_type in _ONE_GRID:
+        while node is not None and node.op_type in ONE_GRID:
             node = node.inputs[0].producer() if node.inputs[0] is not None else None
         if node is None or node.op_type != "DequantizeLinear":
             return "", 0.0
-        return self._grid_of.get(_named(node, 0), ""), float(_affine(node).scale)
+        return self._grid_of.get(input_name(node, 0), ""), float(affine_of(node).scale)
 
     def _bias(self, node: ir.Node, stored: str) -> NDArray[np.float32] | None:
         value = node.inputs[2]
@@ -250,7 +271,10 @@ class QuantizedNet(nn.Module):
             return None if tensor is None else np.asarray(tensor.numpy(), np.float32)
         maker = value.producer()
         assert maker is not None  # a stored bias has a DequantizeLinear
-        q, scale = _constant(maker, 0).astype(np.float64), _constant(maker, 1).astype(np.float64)
+        q, scale = (
+            constant_input(maker, 0).astype(np.float64),
+            constant_input(maker, 1).astype(np.float64),
+        )
         return np.asarray(q * scale, np.float32)
 
     def _take_constants(self, graph: ir.Graph) -> dict[str, str]:
@@ -268,9 +292,9 @@ class QuantizedNet(nn.Module):
         for node in graph:  # operands in integers that are no weights: nothing is learned there
             name = str(node.outputs[0].name)
             known = name in self._read or name in self._read_bias
-            if node.op_type == "DequantizeLinear" and not known and _stores(node):
-                zero = _constant(node, 2).astype(np.float32)
-                real = (_constant(node, 0).astype(np.float32) - zero) * _constant(node, 1)
+            if node.op_type == "DequantizeLinear" and not known and is_stored(node):
+                zero = constant_input(node, 2).astype(np.float32)
+                real = (constant_input(node, 0).astype(np.float32) - zero) * constant_input(node, 1)
                 found[name] = f"constant{len(found)}"
                 self.register_buffer(found[name], torch.from_numpy(np.asarray(real, np.float32)))
         return found
@@ -309,48 +333,15 @@ class QuantizedNet(nn.Module):
         assert source is not None  # it has one
         behind = source.producer()
         if behind is not None and behind.op_type == "QuantizeLinear":
-            if _affine(behind) != _affine(node):
+            if affine_of(behind) != affine_of(node):
                 raise QuantizeError(
                     f"node {node.name!r}: another scale or zero point than {behind.name!r}, which "
                     f"it reads; expected a pair"
                 )
             return lambda node, inputs: _first(inputs[0])
-        found = _affine(node)
+        found = affine_of(node)
         step, zero = float(found.scale), found.zero_point
         return lambda node, inputs: (_first(inputs[0]).float() - zero) * step
-
-
-def _leaders(graph: ir.Graph) -> dict[str, str]:
-    """For each QuantizeLinear's output the first one that it shares its grid with.
-
-    Those do between which values are only moved, where scale and zero point are equal now: a
-    runtime copies their bytes, and is to go on doing so.
-    """
-    parents: dict[str, str] = {}
-    found: dict[str, Affine] = {}
-    behind: dict[str, str] = {}  # a value to a QuantizeLinear's output, the grid that it lies on
-
-    def leader(name: str) -> str:
-        while parents[name] != name:
-            name = parents[name]
-        return name
-
-    for node in graph:
-        output = str(node.outputs[0].name)
-        sources = [behind[str(v.name)] for v in node.inputs if v and str(v.name) in behind]
-        if node.op_type == "QuantizeLinear":
-            parents[output], found[output] = output, _affine(node)
-            sources = [*sources, output]
-        elif node.op_type not in _ONE_GRID | {"DequantizeLinear"}:
-            continue
-        if not sources:
-            continue
-        for other in sources[1:]:
-            one, two = leader(sources[0]), leader(other)
-            if found[one] == found[two]:
-                parents[two] = one
-        behind.update({str(v.name): sources[-1] for v in node.outputs})
-    return {name: leader(name) for name in parents}
 
 
 def _first(value: Tensor | None) -> Tensor:
@@ -370,49 +361,3 @@ def _through(grid: Grid) -> Operator:
 def _key(name: str) -> str:
     """``name`` as torch allows it for modules."""
     return name.replace(".", "|")
-
-
-def _named(node: ir.Node, index: int) -> str:
-    value = node.inputs[index]
-    return "" if value is None else str(value.name)
-
-
-def _stored(node: ir.Node, index: int) -> str:
-    """The initializer of integers behind input ``index``; empty where there is none."""
-    value = node.inputs[index]
-    maker = None if value is None else value.producer()
-    return _named(maker, 0) if maker is not None and _stores(maker) else ""
-
-
-def _stores(node: ir.Node) -> bool:
-    """Whether ``node`` gives a constant that is stored in integers."""
-    source = node.inputs[0]
-    is_constant = source is not None and source.is_initializer()
-    return node.op_type == "DequantizeLinear" and is_constant
-
-
-def _constant(node: ir.Node, index: int) -> Array:
-    value = node.inputs[index] if len(node.inputs) > index else None
-    if value is None or value.const_value is None:
-        raise QuantizeError(f"node {node.name!r}: input {index} of {node.op_type} is no constant")
-    return np.asarray(value.const_value.numpy())
-
-
-def _affine(node: ir.Node) -> Affine:
-    scale, zero = _constant(node, 1), _constant(node, 2)
-    if scale.size != 1:
-        raise QuantizeError(f"node {node.name!r}: activations with a scale per channel")
-    return Affine(np.float32(scale.reshape(())), int(zero.reshape(())), str(zero.dtype))
-
-
-def _latent(q: Array, scales: Array, axis: int, parent: ir.Node | None) -> NDArray[np.float32]:
-    """The float weight that gave ``q``, where ``parent`` has it; else that in the grid's middle."""
-    shape = [1] * q.ndim
-    shape[axis] = -1
-    steps = scales.reshape(shape)
-    value = None if parent is None else parent.inputs[1]
-    if value is not None and value.const_value is not None:
-        found = np.array(value.const_value.numpy(), np.float32)
-        if found.shape == q.shape and bool((np.abs(found / steps - q) < 0.501).all()):
-            return found
-    return np.asarray(q * steps, np.float32)
