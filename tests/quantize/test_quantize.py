@@ -8,12 +8,14 @@ from edgecv.errors import InputError, QuantizeError
 from edgecv.quantize import calibrate, layers
 from edgecv.quantize.calibrate import METHODS, Histogram
 from edgecv.quantize.correct import correct
+from edgecv.quantize.pipeline import Quantizer, Search, prepare
 from edgecv.quantize.place import place
 from edgecv.quantize.ranges import Range, affine, quantize_weight, weight_scales
 from edgecv.quantize.readback import onnxruntime_readback, openvino_readback
 from edgecv.quantize.run import Probe
 from edgecv.quantize.structure import origin, plan
 from edgecv.quantize.targets import POLICIES, onnxruntime_target, policy_for
+from edgecv.spec import Preparation
 
 X86, TRT = policy_for("onnxruntime-x86"), policy_for("tensorrt")
 
@@ -188,6 +190,17 @@ def test_bias_correction_gives_the_means_back(net, batches, policy):
 
     # what is left: the shift is measured on each layer with the float net's inputs
     assert shift(corrected) < 0.35 * shift(net)
+
+
+def test_biases_are_corrected_also_where_ranges_are_searched(net, batches):
+    """A search for ranges, as detectors have it, once left the means where rounding put them."""
+    spec = Preparation(height=8, width=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    ready = prepare(net.clone(), TRT, spec, pixels=False)
+    done = Quantizer(ready, TRT, batches, search=Search(batches, limit=1e9)).quantize()
+    assert not done.kept
+    corrected = correct(ready.model, TRT, done.ranges, batches)
+    assert bytes_of(done.model) == bytes_of(place(corrected, TRT, done.ranges))
+    assert bytes_of(done.model) != bytes_of(place(ready.model, TRT, done.ranges))
 
 
 def test_targets():
