@@ -61,8 +61,8 @@ class Search:
     batches: Batches
     error: Error = relative_error
     ranges: bool = True
-    # YOLOX-Nano, four splits, AP of FP32 and times its speed: 0.06 97.6% and 1.24 to 1.30, 0.04 97.9%
-    # and 1.13 to 1.28, 0.03 98.6% and 1.12 to 1.25 (benchmarks/README.md)
+    # YOLOX-Nano, four splits, AP of FP32 and times its speed: 0.06 97.6%, 1.24 to 1.30; 0.04 97.9%,
+    # 1.13 to 1.28; 0.03 98.6%, 1.12 to 1.25 (benchmarks/README.md)
     limit: float = 0.06
 
 
