@@ -15,6 +15,7 @@ from edgecv.spec import Preparation
 from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.byclass import by_class, check_classes
 from edgecv.train.data import LabelledPictures, read_labelled, split
+from edgecv.train.draws import Among
 from edgecv.train.job import Job, Prepared
 from edgecv.train.metric import MetricSettings, embedder_of, learner, make_loss
 from edgecv.train.pixels import normalize, shift_and_flip
@@ -89,12 +90,13 @@ class EmbeddingTask:
         return normalize(self.pictures.pixels[index], self.preparation)
 
     def draw(self, index: Tensor, part: slice, generator: torch.Generator) -> Batch:
-        labels = self.pictures.labels[index]
-        self._check_part(labels[part], len(labels))
+        own, among = index[part], Among(len(index), part)
+        labels = self.pictures.labels[own]
+        self._check_part(labels, len(index))
         s = self.settings
-        pixels = shift_and_flip(self.pictures.pixels[index], s.shift, s.flip, generator)
-        inputs, _ = self.augmenter.inputs(pixels, labels, generator, self.preparation)
-        return Batch(inputs[part], labels[part], len(labels[part]) / len(labels))
+        pixels = shift_and_flip(self.pictures.pixels[own], s.shift, s.flip, generator, among)
+        inputs, _ = self.augmenter.inputs(pixels, labels, generator, self.preparation, among)
+        return Batch(inputs, labels, len(labels) / len(index))
 
     def _check_part(self, labels: Tensor, whole: int) -> None:
         """A process compares the pictures of its own part of a batch."""

@@ -16,7 +16,11 @@ from edgecv.errors import InputError, RecipeError
 from edgecv.export.weights import read_state_dict
 from edgecv.gallery import Gallery, Settings, comparison
 from edgecv.gallery.thresholds import roc
+from edgecv.spec import Preparation
+from edgecv.train.augment import AugmentSettings
 from edgecv.train.byclass import by_class, check_classes
+from edgecv.train.data import LabelledPictures
+from edgecv.train.embed import EmbeddingTask, EmbedSettings
 from edgecv.train.metric import MetricSettings, learner, make_loss
 from edgecv.train.verification import draw_pairs, verification
 from edgecv.workflows.train import train_recipe
@@ -171,6 +175,38 @@ def test_random_triplets_follow_torchs_generator(batch):
     mean = np.mean([(d[a, p] - d[a, q]).item() + 3 for a, p, q in triplets(labels)])
     many = np.mean([measure(vectors, labels).item() for _ in range(200)])
     assert many == pytest.approx(mean, rel=0.05)  # all push at this margin; 3 sigma of 200 draws
+
+
+def test_a_part_of_a_batch_is_what_it_is_in_the_whole():
+    """However many processes share a batch, each draws for all of it and makes its own part."""
+    labels = torch.arange(16) % 4
+    pixels = torch.randint(0, 256, (16, 12, 12, 3), generator=torch.Generator().manual_seed(0))
+    pictures = LabelledPictures(pixels.to(torch.uint8), labels, ("a", "b", "c", "d"))
+    task = EmbeddingTask(
+        pictures,
+        pictures,
+        Preparation(12, 12, mean=(0.5,) * 3, std=(0.5,) * 3),
+        EmbedSettings(),
+        MetricSettings(per_class=2, pairs=20),
+        AugmentSettings(brightness=0.3, pca=0.1),
+        batch=8,
+        normalize=True,
+        seed=0,
+    )
+    index = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
+
+    def draw(part):
+        return task.draw(index, part, torch.Generator().manual_seed(1))
+
+    whole = draw(slice(None))
+    assert whole.share == 1
+    for part in (slice(0, 4), slice(4, 8)):
+        own = draw(part)
+        assert torch.equal(own.inputs, whole.inputs[part])
+        assert torch.equal(own.targets, whole.targets[part])
+        assert own.share == 0.5
+    with pytest.raises(InputError, match="not two of two classes"):
+        draw(slice(0, 3))
 
 
 @pytest.mark.parametrize("distance", ["squared-euclidean", "cosine"])
