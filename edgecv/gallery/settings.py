@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from edgecv.errors import InputError, SpecError
@@ -153,9 +154,9 @@ class Settings:
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise InputError(f"the margin must be a finite number from 0 up, got {self.margin}")
 
-    @property
+    @cached_property
     def factors(self) -> Weights:
-        """:attr:`weights` as comparing takes them."""
+        """:attr:`weights` as comparing takes them: every query asks for them."""
         return check_weights(self.weights, self.metric, self.space.dimension)
 
     def to_dict(self) -> dict[str, Any]:
