@@ -5,7 +5,8 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch.nn.functional import kl_div, log_softmax
 from edgecv.train.task import Batch, Task
 
 TEMPERATURE = 2.0
+
+Teacher: TypeAlias = Callable[[Tensor], Tensor]  # a prepared batch to its logits
 
 
 class DistilledTask:
@@ -24,9 +27,8 @@ class DistilledTask:
     makes gradients smaller.
     """
 
-    def __init__(self, task: Task, teacher: nn.Module, weight: float) -> None:
-        self.task, self.weight = task, weight
-        self.teacher = teacher.requires_grad_(False).eval()
+    def __init__(self, task: Task, teacher: Teacher, weight: float) -> None:
+        self.task, self.teacher, self.weight = task, teacher, weight
         self.metric = task.metric
 
     def order(self, generator: torch.Generator) -> Tensor:
@@ -43,7 +45,8 @@ class DistilledTask:
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         labels, wanted = targets
-        mine, theirs = (log_softmax(logits / TEMPERATURE, 1) for logits in (outputs, wanted))
+        main = outputs[0] if isinstance(outputs, tuple) else outputs  # inner heads learn labels
+        mine, theirs = (log_softmax(logits / TEMPERATURE, 1) for logits in (main, wanted))
         distance = kl_div(mine, theirs, reduction="batchmean", log_target=True)
         own = (1 - self.weight) * self.task.loss(outputs, labels)
         return own + self.weight * TEMPERATURE**2 * distance

@@ -143,7 +143,7 @@ def train_recipe(
         task = distilled(prepared.task, distill, job, prepared.labels)
         prepared = replace(prepared, task=task)
         teacher = teacher_file(distill, job)
-        given["distill"] = {"teacher": teacher.name, "weight": distill.weight}
+        given["distill"] = {**vars(distill), "teacher": teacher.name}
         known["teacher"] = sha256_of(teacher)
     torch.manual_seed(config.seed)
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)

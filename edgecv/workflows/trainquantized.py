@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgecv import __version__
 from edgecv.errors import InputError, RecipeError
@@ -35,7 +35,7 @@ from edgecv.train.loop import Report, train
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
 from edgecv.workflows.proof import REFERENCE_RUNTIME, seeded_answers
-from edgecv.workflows.teacher import Logits, gives_logits, teacher_from
+from edgecv.workflows.teacher import gives_logits, teacher_from
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,19 @@ class QuantizedSettings:
                 raise RecipeError(f"{key}: is missing; expected an ONNX file")
         if not 0 <= self.distill <= 1:
             raise RecipeError(f"distill: expected a share from 0 to 1, got {self.distill}")
+
+
+class Logits(nn.Module):
+    """A net of one output as the loop has it: pictures to logits."""
+
+    def __init__(self, net: QuantizedNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: Tensor) -> Tensor:
+        outputs: dict[str, Tensor] = self.net(batch)
+        (logits,) = outputs.values()
+        return logits
 
 
 @dataclass(frozen=True)

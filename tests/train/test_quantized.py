@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgecv.errors import InputError, RecipeError, WeightsError
+from edgecv.errors import BackendUnavailable, InputError, RecipeError, WeightsError
 from edgecv.files import sha256_of
 from edgecv.model import load
-from edgecv.spec import read_spec, write_spec
+from edgecv.spec import Decoding, read_spec, write_spec
 from edgecv.train.distill import DistilledTask
 from edgecv.workflows import proof
 from edgecv.workflows.export import export
@@ -139,11 +139,15 @@ def test_files_that_do_not_fit(recipe, pictures, files, tmp_path):
 
 
 def test_a_net_learns_from_another_ones_answers(recipe, pictures, files, tmp_path):
-    parent, file = files
+    parent, _ = files
     settings = ["epochs=1", f"distill.teacher={parent}", "distill.weight=1.0"]
     result = train_recipe(str(recipe), pictures, settings, tmp_path / "run")
     log = json.loads(result.log.read_text())
-    assert log["config"]["distill"] == {"teacher": parent.name, "weight": 1.0}
+    assert log["config"]["distill"] == {
+        "teacher": parent.name,
+        "weight": 1.0,
+        "backend": "onnxruntime",
+    }
     assert log["teacher"] == sha256_of(parent)
     sheet = preview_recipe(str(recipe), pictures, settings, tmp_path / "sheet.png")
     assert sheet.path.is_file()
@@ -157,7 +161,11 @@ def test_a_net_learns_from_another_ones_answers(recipe, pictures, files, tmp_pat
         with pytest.raises(error, match=match):
             train_recipe(str(recipe), pictures, ["epochs=1", *more], tmp_path / "no")
 
-    refused(InputError, "expected an FP32 classifier", f"distill.teacher={file}")
+    boxes = tmp_path / "boxes.onnx"
+    write_spec(parent, replace(read_spec(parent), decoding=Decoding("probabilities")), boxes)
+    refused(InputError, "a float input and logits", f"distill.teacher={boxes}")
+    elsewhere = "distill.backend=onnxruntime-cuda"
+    refused(BackendUnavailable, "onnxruntime-cuda", f"distill.teacher={parent}", elsewhere)
     refused(InputError, "there is no such teacher", "distill.teacher=missing.onnx")
     refused(RecipeError, "teacher: is missing", "distill.weight=0.5")
     refused(
@@ -183,7 +191,7 @@ def test_a_teacher_prepares_its_pictures_itself(files):
         return (pixels * 255 / p.divisor - mean) / std
 
     theirs = prepared(spec.preparation)
-    found = teacher_from(parent, mine)(prepared(mine)).detach().numpy()
+    found = teacher_from(parent, mine)(prepared(mine)).numpy()
     with load(parent, backend="onnxruntime") as model:
         (expected,) = model.infer(theirs.numpy()).values()
     # float32 sums in another order
