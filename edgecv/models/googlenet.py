@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgecv.models.layers import AdaptivePool, Classifier, Sizes, initialise
+from edgecv.models.layers import AdaptivePool, AuxiliaryClassifier, Sizes, initialise
 
 
 class Widths(NamedTuple):
@@ -103,9 +103,10 @@ class AuxiliaryHead(nn.Module):
         return logits
 
 
-class GoogLeNet(Classifier):
+class GoogLeNet(AuxiliaryClassifier):
     """See :func:`googlenet`."""
 
+    inner_heads = tuple(AUXILIARY.values())
     sizes = Sizes(minimum=15)  # smaller ones leave nothing after the poolings
 
     def __init__(self, num_classes: int, auxiliary: bool, dropout: float) -> None:
@@ -125,11 +126,7 @@ class GoogLeNet(Classifier):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
 
-    def maps(self, x: Tensor) -> Tensor:
-        return self._run(x)[0]
-
-    def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last map, and in training the auxiliary heads' logits."""
+    def with_inner(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.pool3(self.conv1(x))  # [N, 64, H / 4, W / 4]
         x = self.pool3(self.conv3(self.conv2(x)))  # [N, 192, H / 8, W / 8]
         auxiliary = []
@@ -143,12 +140,6 @@ class GoogLeNet(Classifier):
 
     def dense(self) -> Sequence[nn.Module]:
         return [self.dropout, self.fc]
-
-    def training_logits(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The logits of the main head, then of the auxiliary ones, for the loss in training."""
-        x, auxiliary = self._run(x)
-        x = torch.flatten(AdaptivePool(self.side)(x), 1)
-        return (self.fc(self.dropout(x)), *auxiliary)
 
 
 def googlenet(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecv.models.googlenet import ConvNormReLU
-from edgecv.models.layers import AdaptivePool, Classifier, Sizes, initialise
+from edgecv.models.layers import AdaptivePool, AuxiliaryClassifier, Sizes, initialise
 
 
 class Conv(NamedTuple):
@@ -173,9 +173,10 @@ class AuxiliaryHead(nn.Module):
         return logits
 
 
-class InceptionV3(Classifier):
+class InceptionV3(AuxiliaryClassifier):
     """See :func:`inception_v3`."""
 
+    inner_heads = ("AuxLogits",)
     sizes = Sizes(minimum=75)  # smaller ones leave nothing after the poolings
 
     def __init__(self, num_classes: int, auxiliary: bool, dropout: float) -> None:
@@ -197,11 +198,7 @@ class InceptionV3(Classifier):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
 
-    def maps(self, x: Tensor) -> Tensor:
-        return self._run(x)[0]
-
-    def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last map, and in training the auxiliary head's logits."""
+    def with_inner(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # [N, 64, 147, 147]
         x = self.pool(x)
         x = self.pool(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))  # [N, 192, 35, 35]
@@ -214,12 +211,6 @@ class InceptionV3(Classifier):
 
     def dense(self) -> Sequence[nn.Module]:
         return [self.dropout, self.fc]
-
-    def training_logits(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The logits of the main head, then of the auxiliary one, for the loss in training."""
-        x, auxiliary = self._run(x)
-        x = torch.flatten(AdaptivePool(self.side)(x), 1)
-        return (self.fc(self.dropout(x)), *auxiliary)
 
 
 def inception_v3(

@@ -177,11 +177,15 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        x = AdaptivePool(self.side)(self.maps(x))  # [N, C, side, side]
+        return self.logits(self.maps(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The last map ``[N, C, h, w]`` to ``[N, num_classes]``."""
+        x = AdaptivePool(self.side)(x)  # [N, C, side, side]
         x = torch.flatten(x, 1)  # [N, C * side * side]
         for layer in self.dense():
             x = layer(x)
-        return x  # [N, num_classes]
+        return x
 
     @property
     def channels(self) -> int:
@@ -196,6 +200,25 @@ class Classifier(nn.Module):
             inner = list(child.children())
             if child in dense or (inner and dense.issuperset(inner)):
                 delattr(self, name)
+
+
+class AuxiliaryClassifier(Classifier):
+    """A classifier that has smaller ones on its inner maps, for the loss in training alone."""
+
+    auxiliary: bool  # whether this one has them
+    inner_heads: tuple[str, ...]  # their modules' names
+
+    def with_inner(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The last map, and in training mode the auxiliary heads' logits ``[N, num_classes]``."""
+        raise NotImplementedError
+
+    def maps(self, x: Tensor) -> Tensor:
+        return self.with_inner(x)[0]
+
+    def training_logits(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The logits of the main head, then of the auxiliary ones."""
+        x, inner = self.with_inner(x)
+        return (self.logits(x), *inner)
 
 
 def initialise(model: nn.Module, linear_std: float = 0.01) -> None:

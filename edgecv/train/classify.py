@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from edgecv.errors import RecipeError
+from edgecv.models.layers import AuxiliaryClassifier
 from edgecv.spec import Preparation
 from edgecv.train.augment import Augmenter, AugmentSettings
 from edgecv.train.balance import balanced_weights
@@ -20,6 +21,7 @@ from edgecv.train.settings import at_least, one_of
 from edgecv.train.task import Batch, device_of
 
 SCORED = 250  # pictures at a time
+AUXILIARY_WEIGHT = 0.3  # of an inner classifier's loss: Szegedy et al., arXiv:1409.4842, section 5
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class ClassifySettings:
 
 
 class ClassificationTask:
-    """See :class:`edgecv.train.task.Task`. The net gives logits ``[N, classes]``."""
+    """See :class:`edgecv.train.task.Task`. The net gives logits ``[N, classes]``, or in training
+    a tuple of them, the main head's first."""
 
     metric = "top1"
 
@@ -82,11 +85,14 @@ class ClassificationTask:
             return Batch(inputs[part], targets[part], share_of(labels, part, None))
         return Batch(inputs, targets, share_of(labels, part, self.weights))
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        weights = None if self.weights is None else self.weights.to(outputs.device)
-        return cross_entropy(
-            outputs, targets, weights, label_smoothing=self.settings.label_smoothing
+    def loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        main, *inner = outputs if isinstance(outputs, tuple) else (outputs,)
+        weights = None if self.weights is None else self.weights.to(main.device)
+        own, *others = (
+            cross_entropy(logits, targets, weights, label_smoothing=self.settings.label_smoothing)
+            for logits in (main, *inner)
         )
+        return own + AUXILIARY_WEIGHT * sum(others)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -96,6 +102,26 @@ class ClassificationTask:
             answers = model(self.held_out_inputs(index).to(device)).argmax(1).cpu()
             right += int((answers == labels[index]).sum())
         return {"top1": right / len(labels)}
+
+
+class _WithAuxiliary(nn.Module):
+    """In training the logits of all heads of ``net``, else its own."""
+
+    def __init__(self, net: AuxiliaryClassifier) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if self.training:
+            return self.net.training_logits(x)
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def learner(net: nn.Module) -> nn.Module:
+    """``net``, whose auxiliary heads learn with it where it has some."""
+    deep = isinstance(net, AuxiliaryClassifier) and net.auxiliary
+    return _WithAuxiliary(net) if deep else net
 
 
 def class_weights(pictures: LabelledPictures, settings: ClassifySettings) -> Tensor | None:
@@ -120,7 +146,7 @@ def prepare(job: Job) -> Prepared:
     job.done()
     pictures, held_out = labelled(job)
     task = ClassificationTask(pictures, held_out, job.preparation, settings, augment)
-    return Prepared(task, pictures.classes)
+    return Prepared(task, pictures.classes, learner)
 
 
 def labelled(job: Job) -> tuple[LabelledPictures, LabelledPictures]:

@@ -11,6 +11,7 @@ from edgecv.errors import RecipeError, WeightsError
 from edgecv.export.recipe import Recipe
 from edgecv.export.weights import CHOICES, load_into, read_state_dict, resolve
 from edgecv.files import sha256_of
+from edgecv.models.layers import AuxiliaryClassifier
 from edgecv.train.job import Job, find_file
 from edgecv.train.transfer import TransferSettings, freeze_up_to, head_of
 from edgecv.train.trunk import load_trunk
@@ -60,11 +61,14 @@ def _found(job: Job, name: str, key: str) -> Path:
 def start_from(model: nn.Module, path: Path, fresh: Sequence[str] = ()) -> None:
     """Load the weights ``path`` into ``model``.
 
-    A head of another class count keeps its own, and so do the modules at the paths ``fresh``.
+    A head of another class count keeps its own, auxiliary ones too, and so do the modules at the
+    paths ``fresh``.
     """
     own, state = model.state_dict(), read_state_dict(path)
     head = [k for k in own if k in state and own[k].shape != state[k].shape]
     owners = {key.rpartition(".")[0] for key in head} - set(fresh)
+    if isinstance(model, AuxiliaryClassifier):
+        owners = {path for path in owners if path.partition(".")[0] not in model.inner_heads}
     if len(owners) > 1:
         raise RecipeError(
             f"{path}: more than the last layer has another shape ({', '.join(sorted(owners))}); "

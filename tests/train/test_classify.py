@@ -16,6 +16,7 @@ from edgecv.export.recipe import load_recipe, read_recipe
 from edgecv.export.weights import read_state_dict
 from edgecv.spec import Preparation
 from edgecv.train.batchnorm import is_folded
+from edgecv.train.classify import ClassificationTask, ClassifySettings, learner
 from edgecv.train.data import load_pictures, split
 from edgecv.train.finder import range_test
 from edgecv.train.settings import TrainConfig, typed
@@ -144,6 +145,30 @@ def test_only_the_head_may_differ(tmp_path):
     again = models.create("mobilenet_v2", 5, width=0.25)
     start_from(again, tmp_path / "five.pth", ["classifier.1"])
     assert not torch.equal(again.classifier[1].weight, fresh)
+
+
+def test_auxiliary_heads_learn_with_the_net_and_are_in_no_answer(tmp_path):
+    net = models.create("googlenet", 3, dropout=0.0)
+    learning = learner(net).train()
+    plain = models.create("googlenet", 3, auxiliary=False)
+    assert learner(plain) is plain
+    task = object.__new__(ClassificationTask)  # the loss needs no pictures
+    task.settings, task.weights = ClassifySettings(), None
+    labels = torch.tensor([0, 1, 2])
+    outputs = learning(torch.randn(3, 3, 32, 32))
+    one, two, three = (
+        nn.functional.cross_entropy(logits, labels, label_smoothing=0.1) for logits in outputs
+    )
+    loss = task.loss(outputs, labels)
+    torch.testing.assert_close(loss, one + 0.3 * (two + three))
+    loss.backward()
+    for head in net.inner_heads:
+        assert net.get_submodule(head).fc2.weight.grad.abs().sum() > 0
+    assert learning.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    torch.save(net.state_dict(), tmp_path / "three.pth")
+    other = models.create("googlenet", 2)
+    start_from(other, tmp_path / "three.pth")
+    assert torch.equal(other.conv1.conv.weight, net.conv1.conv.weight)
 
 
 def test_a_fresh_net_is_not_a_folded_one():
