@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgecv.errors import SpecError
@@ -25,6 +25,8 @@ from edgecv.onnxfile import read_metadata, write_metadata
 VERSION = 2  # of the contracts that this code writes
 READER = 2  # the highest min_reader that this code understands
 METADATA_KEY = "edgecv.spec"
+PIXELS_IN = "pixels_in"  # in `provenance`, of an INT8 file in `quantization`
+NET_COLOR = "net_color"  # in it: the order that the net was made for
 PARENT_MEAN = "parent_mean"  # in `quantization`: the preparation's, before it was moved to a level
 MAX_TENSORS = 256
 MAX_RANK = 16
@@ -134,6 +136,12 @@ class Preparation:
     @property
     def channels(self) -> int:
         return 1 if self.color == "gray" else 3
+
+    @property
+    def swapped(self) -> Preparation:
+        """The same, for channels in the other order: RGB for BGR, BGR for RGB."""
+        other = {"rgb": "bgr", "bgr": "rgb"}[self.color]
+        return replace(self, color=other, mean=self.mean[::-1], std=self.std[::-1])
 
     def tensor_shape(self, height: int | str, width: int | str) -> tuple[int | str, ...]:
         """The input's shape without the batch, in the order of ``layout``."""

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgecv.cli.options import TARGETS, LabelsOption, OutputOption, PixelsOption, floats
+from edgecv.cli.options import (
+    TARGETS,
+    LabelsOption,
+    OutputOption,
+    PixelsColorOption,
+    PixelsOption,
+    floats,
+    pixels_of,
+)
 from edgecv.cli.output import JsonOption, Output
 from edgecv.cli.quantize import show
 from edgecv.errors import InputError
@@ -40,6 +48,7 @@ def command(
     labels: LabelsOption = None,
     batch: Annotated[str, typer.Option(metavar="N|dynamic", help="Pictures per run.")] = "1",
     pixels: PixelsOption = False,
+    pixels_color: PixelsColorOption = None,
     end2end: Annotated[
         bool, typer.Option("--end2end", help="Decoding and NMS in the graph (detectors).")
     ] = False,
@@ -77,7 +86,7 @@ def command(
             batch=_batch(batch),
             end2end=end2end,
             precision=precision,
-            pixels=pixels,
+            pixels=pixels_of(pixels, pixels_color),
             calibration=calibration,
             target=target,
             output=output,

@@ -17,6 +17,14 @@ LabelsOption = Annotated[Path | None, typer.Option(help="Class names, one per li
 PixelsOption = Annotated[
     bool, typer.Option("--pixels-in", help="The file takes uint8 pixels, height x width x channel.")
 ]
+PixelsColorOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="rgb|bgr",
+        help="With --pixels-in: the order of the channels, as the camera gives them (OpenCV: bgr); "
+        "default: the net's.",
+    ),
+]
 BackendOption = Annotated[
     str, typer.Option("--backend", metavar="NAME", help="A name of `edgecv backends`, or auto.")
 ]
@@ -28,6 +36,13 @@ MetricOption = Annotated[
         "that the net has learned, or else cosine).",
     ),
 ]
+
+
+def pixels_of(pixels: bool, color: str | None) -> bool | str:
+    """What ``--pixels-in`` and ``--pixels-color`` ask for together."""
+    if color is not None and not pixels:
+        raise InputError("--pixels-color is the order of --pixels-in's channels: give both")
+    return color or pixels
 
 
 def floats(text: str | None, flag: str) -> tuple[float, ...] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgecv.cli.options import TARGETS, OutputOption, PixelsOption
+from edgecv.cli.options import TARGETS, OutputOption, PixelsColorOption, PixelsOption, pixels_of
 from edgecv.cli.output import JsonOption, Output
 from edgecv.errors import InputError
 
@@ -37,6 +37,7 @@ def command(
         list[str] | None, typer.Option(metavar="NODE", help="A node that stays in float.")
     ] = None,
     pixels: PixelsOption = False,
+    pixels_color: PixelsColorOption = None,
     seed: Annotated[int, typer.Option(help="Which pictures calibrate.")] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Write the file though it falls short.")
@@ -66,7 +67,7 @@ def command(
             target=target,
             max_drop=max_drop,
             keep_float=keep_float or [],
-            pixels=pixels,
+            pixels=pixels_of(pixels, pixels_color),
             seed=seed,
             force=force,
             html=html,

@@ -12,7 +12,7 @@ from edgecv.errors import InputError, SpecError
 from edgecv.gallery.likeness import OPTION, Likeness
 from edgecv.gallery.metrics import Weights, check_metric, check_weights
 from edgecv.jsonobject import JsonObject
-from edgecv.spec import PARENT_MEAN, ModelSpec, Preparation
+from edgecv.spec import NET_COLOR, PARENT_MEAN, PIXELS_IN, ModelSpec, Preparation
 
 POOLINGS = ("best", "mean")
 # Not part of the space: the order of the axes carries the same pixels
@@ -61,10 +61,10 @@ class Space:
         if not isinstance(size, int):
             raise InputError(f"{spec.name}: its output has no fixed length, but {size!r}")
         decoding = {key: v for key, v in spec.decoding.options.items() if key != OPTION}
+        p = _as_the_net_was_made(spec)
         quantization = JsonObject(spec.quantization, f"{spec.name}: quantization")
-        mean = quantization.floats(PARENT_MEAN, spec.preparation.mean)
-        preparation = replace(spec.preparation, mean=mean)
-        return cls(sha256, size, _unusual(preparation), decoding, alignment)
+        p = replace(p, mean=quantization.floats(PARENT_MEAN, p.mean))
+        return cls(sha256, size, _unusual(p), decoding, alignment)
 
     def check(self, other: Space, where: str) -> None:
         """Refuse vectors of ``other`` in the gallery ``where``, saying in what they differ."""
@@ -96,6 +96,18 @@ def comparison(spec: ModelSpec, metric: str | None = None) -> tuple[str, Likenes
             f'metric.loss = "likeness" and then exported does; compare by another metric'
         )
     return metric, likeness
+
+
+def _as_the_net_was_made(spec: ModelSpec) -> Preparation:
+    """The preparation, of a file that takes a camera's order of channels that of its net."""
+    p = spec.preparation
+    for name, place in (("provenance", spec.provenance), ("quantization", spec.quantization)):
+        taken = place.get(PIXELS_IN)
+        if isinstance(taken, Mapping):
+            where = f"{spec.name}: {name}.{PIXELS_IN}"
+            made_for = JsonObject(taken, where).get(NET_COLOR, str, p.color)
+            return p if made_for == p.color else p.swapped
+    return p
 
 
 def _unusual(preparation: Preparation) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgecv.errors import ExportError
-from edgecv.spec import Preparation
+from edgecv.spec import NET_COLOR, Preparation
 
 Floats = NDArray[np.float64]
 
@@ -42,26 +42,32 @@ Floats = NDArray[np.float64]
 class PixelsIn:
     """The preparation of the new file, and how the arithmetic went into its graph.
 
+    ``net_color``: the order of channels that the net was made for, which the graph restores.
     ``form``: what stands before the first layer. ``padding_error``: how far the level that pads
     the border is from the one that normalises to zero, in levels of 255 (0: exact).
     """
 
     preparation: Preparation
+    net_color: str
     form: str
     padding_error: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {"form": self.form, "padding_error_levels": round(self.padding_error, 4)}
+        return {
+            NET_COLOR: self.net_color,
+            "form": self.form,
+            "padding_error_levels": round(self.padding_error, 4),
+        }
 
 
 def pixels_in(
-    model: ir.Model, preparation: Preparation, *, integer: bool = False, color: str | None = None
+    model: ir.Model, preparation: Preparation, *, integer: bool = False, order: bool | str = True
 ) -> PixelsIn:
     """Change ``model`` in place: its picture input becomes uint8 ``[N, H, W, C]``.
 
-    ``preparation`` is what the model's float input wants; ``color`` the order of the channels that
-    the new file takes (default: the same). ``integer`` chooses the form for quantized files with
-    asymmetric uint8 activations.
+    ``preparation`` is what the model's float input wants; ``order`` of the channels that the new
+    file takes is ``rgb`` or ``bgr``, as a camera gives them, or the same (True).
+    ``integer`` chooses the form for quantized files with asymmetric uint8 activations.
 
     Raises :class:`~edgecv.errors.ExportError` where the input is not one float picture
     ``[N, C, H, W]``.
@@ -70,6 +76,7 @@ def pixels_in(
     source = _picture_input(model, p)
     scale = 1 / (p.divisor * np.array(p.std, np.float64))
     level = np.array(p.mean, np.float64) * p.divisor
+    color = p.color if order is True else str(order)
     swap = _swap(p, color)
     conv = _only_convolution(source)
     front = _Front(model, source)
@@ -83,7 +90,8 @@ def pixels_in(
         form, error = fold(front, conv, kernel, level)
     front.place()
     common.RemoveUnusedNodesPass()(model)  # the weights that were replaced
-    return PixelsIn(replace(p, layout="nhwc", color=color or p.color), form, error)
+    taken = replace(p, layout="nhwc") if swap is None else replace(p.swapped, layout="nhwc")
+    return PixelsIn(taken, p.color, form, error)
 
 
 def _picture_input(model: ir.Model, p: Preparation) -> ir.Value:
@@ -104,12 +112,15 @@ def _picture_input(model: ir.Model, p: Preparation) -> ir.Value:
     return source
 
 
-def _swap(p: Preparation, color: str | None) -> tuple[int, ...] | None:
+def _swap(p: Preparation, color: str) -> tuple[int, ...] | None:
     """The order of channels that undoes the difference between the pixels and the net."""
-    if color is None or color == p.color:
+    if color == p.color:
         return None
     if {color, p.color} != {"rgb", "bgr"}:
-        raise ExportError(f"pixels in the order {color!r} cannot become {p.color!r}")
+        raise ExportError(
+            f"pixels in the order {color!r} cannot become the net's, {p.color!r}; expected rgb or "
+            f"bgr, for a net of three channels"
+        )
     return (2, 1, 0)
 
 

@@ -24,9 +24,14 @@ MAX_VALUES = 4096  # of each picture, over all outputs, evenly spaced: keeps the
 
 
 def inputs(preparation: Preparation, seed: int, count: int, dtype: str = "float32") -> NDArray[Any]:
-    """The prepared batch of ``count`` pictures of a self-test, in the input's layout and dtype."""
+    """The prepared batch of ``count`` pictures of a self-test, in the input's layout and dtype.
+
+    The pictures are RGB whatever order the input takes, so that files of one net that take its
+    channels in different orders see the same ones.
+    """
     p = preparation
-    return to_tensor(seeded_pictures(seed, count, p.height, p.width, p.channels), p, dtype)
+    pictures = seeded_pictures(seed, count, p.height, p.width, p.channels)
+    return to_tensor(pictures[..., ::-1] if p.color == "bgr" else pictures, p, dtype)
 
 
 def record(outputs: Mapping[str, NDArray[Any]], max_rel: float, seed: int = SEED) -> dict[str, Any]:

@@ -79,9 +79,12 @@ class Quantized:
     learned: Mapping[str, Any] | None = None  # by whoever finishes it, see Quantizer
 
 
-def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: bool) -> Prepared:
+def prepare(
+    model: ir.Model, policy: Policy, preparation: Preparation, pixels: bool | str
+) -> Prepared:
     """Lay the input on the grid of its pixels, or let the graph take the pixels themselves.
 
+    ``pixels``: whether, or in which order of channels (:func:`edgecv.graph.pixels.pixels_in`).
     ``model`` is changed. Raises :class:`~edgecv.errors.QuantizeError` where there is nothing to
     quantize.
     """
@@ -89,7 +92,7 @@ def prepare(model: ir.Model, policy: Policy, preparation: Preparation, pixels: b
     taken = None
     fold_focus(model)
     if pixels:
-        taken = pixels_in(model, preparation, integer=not policy.symmetric)
+        taken = pixels_in(model, preparation, integer=not policy.symmetric, order=pixels)
     elif not policy.symmetric:
         fixed, preparation = align_input(model, preparation)
     if not any(unit.is_mac for unit in plan(model, policy).units):

@@ -31,7 +31,7 @@ from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.preprocess import list_pictures
 from edgecv.progress import Progress, silent
 from edgecv.quantize.targets import policy_for
-from edgecv.spec import ModelSpec, Preparation, TensorSpec, write_spec
+from edgecv.spec import PIXELS_IN, ModelSpec, Preparation, TensorSpec, write_spec
 from edgecv.workflows.end2end import PLUGIN_TARGET, form_for, with_nms
 from edgecv.workflows.likeness import with_likeness
 from edgecv.workflows.parity import fp16_noise, prove, torch_outputs
@@ -87,7 +87,7 @@ def export(
     batch: int | None = 1,
     end2end: bool = False,
     precision: str = "fp32",
-    pixels: bool = False,
+    pixels: bool | str = False,
     calibration: str | os.PathLike[str] | None = None,
     target: str | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -100,7 +100,7 @@ def export(
     or ``int8``, which is :func:`edgecv.quantize` on the FP32 file, by the pictures of the folder
     ``calibration`` or, without it, by synthetic ones (:mod:`edgecv.export.synthetic`; as many as
     the recipe's ``calibration.pictures``), for ``target``; with ``pixels`` the file takes uint8
-    pixels ``[N, H, W, C]``.
+    pixels ``[N, H, W, C]``, their channels in the net's order (True), or ``rgb`` or ``bgr``.
     ``output`` defaults to the recipe's name (``NAME-fp16.onnx``, ``NAME-int8-TARGET.onnx``) in the
     current folder. ``end2end`` appends decoding and NMS to a detector's graph
     (:mod:`edgecv.workflows.end2end`); with ``target`` ``tensorrt`` NMS is TensorRT's own plugin.
@@ -157,7 +157,7 @@ def _write(
     progress: Progress,
     output: str | os.PathLike[str] | None,
     precision: str = "fp32",
-    pixels: bool = False,
+    pixels: bool | str = False,
     end2end: bool = False,
     target: str | None = None,
 ) -> ExportResult:
@@ -168,7 +168,7 @@ def _write(
     progress("exporting", 2, 4)
     shape = (p.channels, p.height, p.width)
     graph = export_module(model, shape, batch=batch, opset=opset, outputs=recipe.outputs)
-    taken = pixels_in(graph, p) if pixels else None
+    taken = pixels_in(graph, p, order=pixels) if pixels else None
     prepared = taken.preparation if taken else p
     half = make_half(graph, _range_feeds(prepared, batch, pixels)) if precision == "fp16" else None
     data = to_bytes(graph)
@@ -223,7 +223,7 @@ def _integers(
     calibration: str | os.PathLike[str],
     synthetic: dict[str, Any] | None,
     target: str | None,
-    pixels: bool,
+    pixels: bool | str,
     output: str | os.PathLike[str] | None,
     progress: Progress,
     warn: Callable[[str], None],
@@ -291,7 +291,7 @@ def _contract(
     )
 
 
-def _range_feeds(p: Preparation, batch: int | None, pixels: bool) -> Iterator[NDArray[Any]]:
+def _range_feeds(p: Preparation, batch: int | None, pixels: bool | str) -> Iterator[NDArray[Any]]:
     """Batches of seeded pictures, in the form that the graph takes."""
     feed = selftest.inputs(p, RANGES_SEED, RANGES_COUNT, "uint8" if pixels else "float32")
     for start in range(RANGES_COUNT):
@@ -309,7 +309,7 @@ def _as_written(
             spec,
             inputs=(TensorSpec(tensor.name, shape, "uint8"),),
             preparation=p,
-            provenance={**spec.provenance, "pixels_in": taken.to_dict()},
+            provenance={**spec.provenance, PIXELS_IN: taken.to_dict()},
         )
     if half is not None:
         spec = replace(spec, precision=precision, quantization=half.to_dict())

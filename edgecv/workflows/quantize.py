@@ -20,7 +20,7 @@ from edgecv.measure.quantpage import quantization_page
 from edgecv.progress import Progress, silent
 from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, prepare
 from edgecv.quantize.targets import MAC, Policy, policy_for
-from edgecv.spec import PARENT_MEAN, ModelSpec, TensorSpec, read_spec, write_spec
+from edgecv.spec import PARENT_MEAN, PIXELS_IN, ModelSpec, TensorSpec, read_spec, write_spec
 from edgecv.workflows.calibration import Pool, batches_of, draw, overlap, search_for
 from edgecv.workflows.heldout import HeldOut, Seen, Warn, held_out
 from edgecv.workflows.learn import learner
@@ -37,7 +37,7 @@ def quantize(
     target: str | None = None,
     max_drop: float | None = None,
     keep_float: Sequence[str] = (),
-    pixels: bool = False,
+    pixels: bool | str = False,
     learn: int = 0,
     seed: int = 0,
     synthetic: Mapping[str, Any] | None = None,
@@ -56,7 +56,8 @@ def quantize(
     ``max_drop`` (points): where the file drops more, layers are put back to float until other
     pictures of ``calibration`` say that it fits, which the proof then leaves out as well.
     ``keep_float`` names nodes that stay in float; with ``pixels`` the file takes uint8 pixels
-    ``[N, H, W, C]``. ``html`` is a page with the proof. ``learn`` steps of gradient descent, on
+    ``[N, H, W, C]``, their channels in the parent's order (True), or ``rgb`` or ``bgr``.
+    ``html`` is a page with the proof. ``learn`` steps of gradient descent, on
     the pictures that calibrate and towards the parent's answers, move scales, biases and weights
     (needs torch, and about half a second a step for MobileNetV2 on one core). It brings outputs
     closer, not always answers (``benchmarks/README.md``): compare the proof with the file's that
@@ -158,7 +159,7 @@ class _Job:
                 "kept_float": list(done.kept),
                 "put_back": done.put_back.to_dict() if done.put_back else None,
                 "learned": done.learned,
-                "pixels_in": self.ready.pixels.to_dict() if self.ready.pixels else None,
+                PIXELS_IN: self.ready.pixels.to_dict() if self.ready.pixels else None,
                 PARENT_MEAN: list(self.parent.preparation.mean),
             },
         )

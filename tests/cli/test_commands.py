@@ -111,6 +111,7 @@ def test_errors_are_json_too():
         (["export", "mobilenetv2", "--target", "openvino"], 2, "are for precision int8"),
         (["quantize", READY_MODEL], 2, "needs --calibration DIR.*`edgecv export NAME"),
         (["quantize", READY_MODEL, "--calibration", "none"], 2, "no such folder"),
+        (["export", "lenet5", "--pixels-color", "bgr"], 2, "--pixels-in's channels: give both"),
         (["export", "mobilenetv2", "--weights", "none.pth"], 2, "no such file"),
         (["export", "none.toml"], 2, "no such recipe"),
         (["predict", READY_MODEL, "none.jpg"], 2, "no such file"),

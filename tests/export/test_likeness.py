@@ -100,7 +100,7 @@ def test_smaller_files_keep_it(pair, tmp_path):
         recipe(tmp_path, made.head.measure),
         weights=str(exported.path.parent / "net.safetensors"),
         precision="fp16",
-        pixels=True,
+        pixels="bgr",
         output=tmp_path / "half.onnx",
     )
     for i in range(6):
@@ -109,6 +109,7 @@ def test_smaller_files_keep_it(pair, tmp_path):
     whole = edgecv.quantize(
         exported.path, calibration=tmp_path, force=True, output=tmp_path / "int8.onnx"
     )
+    assert half.spec.preparation.color == "bgr"  # and the same space yet
     for smaller in (half, whole):
         assert Likeness.of(smaller.spec) == Likeness.of(exported.spec)
         assert Space.of(smaller.spec) == Space.of(exported.spec)

@@ -138,8 +138,9 @@ def test_pixels_in_the_other_order(first: str, integer: bool) -> None:
     p = Preparation(10, 12, **IMAGENET)
     model = net(0, first=first)
     expected = run(model, normalize(pictures(), p))
-    report = pixels_in(model, p, integer=integer, color="bgr")
-    assert report.preparation.color == "bgr"
+    report = pixels_in(model, p, integer=integer, order="bgr")
+    taken = report.preparation
+    assert (taken.color, taken.mean, report.net_color) == ("bgr", p.mean[::-1], "rgb")
     found = run(model, np.ascontiguousarray(pictures()[..., ::-1]))
     assert np.abs(found - expected).max() <= ROUNDING * np.abs(expected).max()
 
@@ -162,5 +163,5 @@ def test_inputs_that_are_no_picture_are_refused() -> None:
         pixels_in(model, Preparation(10, 12))
     with pytest.raises(ExportError, match="has 3 channels, the preparation makes 1"):
         pixels_in(net(1), Preparation(10, 12, color="gray", mean=(0.0,), std=(1.0,)))
-    with pytest.raises(ExportError, match="cannot become 'rgb'"):
-        pixels_in(net(1), Preparation(10, 12), color="gray")
+    with pytest.raises(ExportError, match="cannot become the net's, 'rgb'"):
+        pixels_in(net(1), Preparation(10, 12), order="gray")

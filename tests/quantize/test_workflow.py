@@ -200,17 +200,21 @@ def test_the_page_stands_alone(done):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_pixels_in_answers_like_the_float_input(plain, pictures, tmp_path):
+@pytest.mark.parametrize("order", [True, "bgr"])
+def test_pixels_in_answers_like_the_float_input(plain, pictures, tmp_path, order):
     """The same integers but for the padding, which is made of pixels there."""
     paths = [tmp_path / "floats.onnx", tmp_path / "pixels.onnx"]
     for path in paths:
-        taken = path is paths[1]
+        taken = order if path is paths[1] else False
         quantize(plain, calibration=pictures, target=TARGET, pixels=taken, output=path)
-    assert read_spec(paths[1]).inputs[0].dtype == "uint8"
+    spec = read_spec(paths[1])
+    assert spec.inputs[0].dtype == "uint8"
+    assert spec.preparation.color == ("rgb" if order is True else order)
     some = sorted(pictures.rglob("*.png"))
     with edgecv.load(paths[0]) as floats, edgecv.load(paths[1]) as pixels:
         same = [a.best.id == b.best.id for a, b in zip(pixels(some), floats(some), strict=True)]
     assert np.mean(same) >= 0.95
+    assert edgecv.verify(paths[1]).passed
 
 
 def test_the_same_bytes_twice(wide, pictures, tmp_path):
