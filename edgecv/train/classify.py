@@ -120,8 +120,9 @@ class _WithAuxiliary(nn.Module):
 
 def learner(net: nn.Module) -> nn.Module:
     """``net``, whose auxiliary heads learn with it where it has some."""
-    deep = isinstance(net, AuxiliaryClassifier) and net.auxiliary
-    return _WithAuxiliary(net) if deep else net
+    if isinstance(net, AuxiliaryClassifier) and net.auxiliary:
+        return _WithAuxiliary(net)
+    return net
 
 
 def class_weights(pictures: LabelledPictures, settings: ClassifySettings) -> Tensor | None:
