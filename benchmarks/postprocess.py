@@ -15,14 +15,13 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgecv import resampling
-from edgecv.measure.machine import environment
+from edgecv.measure.machine import environment, installed
 from edgecv.postprocess.detect import decode
 from edgecv.postprocess.nms import nms
 from edgecv.preprocess import fit_pixels
@@ -272,16 +271,6 @@ class Results(dict[str, Any]):
         super().__setitem__(name, values)
 
 
-def installed() -> dict[str, str]:
-    found = {}
-    for name in PEERS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=100, help="rounds of the short cases")
@@ -308,7 +297,7 @@ def main() -> None:
     if arguments.o:
         record = {
             "schema": "edgecv.postprocess/1",
-            "environment": {**environment(), "peers": installed()},
+            "environment": {**environment(), "peers": installed(PEERS)},
             "results": results,
         }
         arguments.o.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""INT8 of a classifier against onnxruntime's own quantizer, over seeded splits of one picture set.
+"""INT8 of a classifier against other quantizers, over seeded splits of one picture set.
 
     edgecv export mobilenetv2 --weights W.pth --mean 0.5 --std 0.5 --resize 256 -o mobilenetv2.onnx
     python benchmarks/quantization.py mobilenetv2.onnx PICTURES -o quantization.json
@@ -9,7 +9,9 @@ onnxruntime (``--scored-in openvino``: in OpenVINO, FP32 included, which compute
 ``--learn 200`` adds EdgeCV's files after 200 steps of learning from the same 100 pictures (needs
 torch; two minutes a file on one core).
 Then every file of the first split is timed on one thread, in turns, as a ratio to FP32. No peer is
-calibrated on what it is scored on; each gets the same pictures in the same order.
+calibrated on what it is scored on; each gets the same pictures in the same order. Peers beside
+onnxruntime's own quantizer are there where they are installed (``pip install nncf``; onnxsim is in
+the export extra).
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgecv.evaluate.imagenet import read_folder
 from edgecv.files import write_json
 from edgecv.graph.upgrade import read_onnx, upgrade
-from edgecv.measure.machine import environment
+from edgecv.measure.machine import environment, installed
 from edgecv.measure.statistics import ratio
 from edgecv.measure.timing import timed, warm_up
 from edgecv.preprocess import prepare as prepare_picture
@@ -40,6 +43,7 @@ from edgecv.spec import ModelSpec, read_spec
 from edgecv.workflows.learn import CUT
 
 CALIBRATE = 100
+PEERS = ("nncf", "onnxsim")
 Pictures = NDArray[np.float32]
 
 
@@ -90,6 +94,33 @@ def stock(**options: Any) -> Maker:
     return make
 
 
+def simplifier(**options: Any) -> Maker:
+    """onnxsim's ``quantize_static`` with ``options``."""
+
+    def make(model: Path, spec: ModelSpec, pictures: Pictures) -> tuple[bytes, np.float32]:
+        import onnxsim
+
+        feeds = [{spec.inputs[0].name: picture[None]} for picture in pictures]
+        made = onnxsim.quantize_static(onnx.load(model), feeds, **options)
+        return made.SerializeToString(), np.float32(0)
+
+    return make
+
+
+def compression_framework(model: Path, spec: ModelSpec, pictures: Pictures) -> tuple[bytes, Any]:
+    """NNCF's ``quantize`` with the preset that it has for nets with activations beside ReLU."""
+    import nncf
+
+    feeds = [{spec.inputs[0].name: picture[None]} for picture in pictures]
+    made = nncf.quantize(
+        onnx.load(model),
+        nncf.Dataset(feeds),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(feeds),
+    )
+    return made.SerializeToString(), np.float32(0)
+
+
 def peers(learn: int) -> dict[str, Maker]:
     from onnxruntime.quantization import QuantType
 
@@ -100,6 +131,12 @@ def peers(learn: int) -> dict[str, Maker]:
         "onnxruntime per-channel U8S8": stock(per_channel=True, **u8s8),
         "onnxruntime default": stock(),
     }
+    here = installed(PEERS)
+    if "nncf" in here:
+        found["nncf mixed"] = compression_framework
+    if "onnxsim" in here:
+        found["onnxsim"] = simplifier()
+        found["onnxsim full graph"] = simplifier(full_graph=True)
     if learn:
         for target in ("onnxruntime-x86", "tensorrt"):
             found[f"edgecv {target}, {learn} steps of learning"] = ours(target, learn)
@@ -217,7 +254,7 @@ def main() -> None:
     if arguments.o:
         record = {
             "schema": "edgecv.quantization/1",
-            "environment": environment(),
+            "environment": {**environment(), "peers": installed(PEERS)},
             "load_average": list(os.getloadavg()),
             "model": spec.name,
             "scored_in": where,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ def environment() -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def installed() -> dict[str, str]:
-    """Versions of the packages that matter here and are installed."""
+def installed(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of those of ``packages`` that are installed."""
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
