@@ -21,8 +21,9 @@ from edgecv.evaluate.imagenet import read_folder, topk_hits
 from edgecv.evaluate.points import normalized_errors, read_points, summary
 from edgecv.evaluate.yolo_labels import read_yolo
 from edgecv.model import Model, load
+from edgecv.postprocess.classify import ranking
 from edgecv.progress import Progress, silent
-from edgecv.results import Detections, Landmarks, Placement, Result, Segmentation
+from edgecv.results import Classification, Detections, Landmarks, Placement, Result, Segmentation
 from edgecv.spec import ModelSpec
 from edgecv.workflows.crops import averaged
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
@@ -223,8 +224,13 @@ def _classify(model: Model, request: Request) -> ClassificationScore:
 def _class_scores(
     model: Model, pictures: Sequence[Path], request: Request
 ) -> NDArray[np.floating[Any]]:
+    spec = model.spec
     if request.crops == 1 and not request.ensemble:
-        return outputs_of(model, pictures, request.progress)[model.spec.outputs[0].name]
+        if len(spec.outputs[0].shape) == 4:  # fully convolutional: maps of any size
+            answers = [one for one, _ in _answers(model, pictures, request.progress, None)]
+            return np.stack([a.probabilities for a in answers if isinstance(a, Classification)])
+        scores = outputs_of(model, pictures, request.progress)[spec.outputs[0].name]
+        return ranking(scores, spec.decoding.kind, spec.labels)
     with contextlib.ExitStack() as opened:
         others = [
             opened.enter_context(load(path, backend=request.backend)) for path in request.ensemble

@@ -22,6 +22,7 @@ from edgecv.measure import selftest
 from edgecv.measure.agreement import agreements, changed
 from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model, load
+from edgecv.postprocess.classify import ranking
 from edgecv.preprocess import open_picture
 from edgecv.progress import Progress, silent
 from edgecv.results import Placement, Result
@@ -153,9 +154,11 @@ class _Answers:
                 pass
             else:
                 first = spec.outputs[0].name
-                scores = self.side.outputs[first], self.outputs[first]
-                before, after = (topk_hits(one, truth, 1).mean() for one in scores)
-                return float(before - after) * 100
+                before, after = (
+                    topk_hits(ranking(side[first], spec.decoding.kind, spec.labels), truth, 1)
+                    for side in (self.side.outputs, self.outputs)
+                )
+                return float(before.mean() - after.mean()) * 100
         return (1 - float(np.mean(self.same))) * 100
 
     def save_changed(self, task: str, folder: Path) -> tuple[str, ...]:
