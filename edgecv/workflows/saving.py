@@ -7,7 +7,8 @@ whatever ends the run, so that an interrupt or a power cut keeps what is done.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,13 +28,17 @@ CAMERA_FPS = 10.0  # of the video that is made of a camera's answers
 
 
 class Saver(Closing):
-    """Saves predictions of ``sources`` to ``folder``; a context manager."""
+    """Saves predictions of ``sources`` to ``folder``; a context manager.
+
+    Raises :class:`~edgecv.errors.InputError` where a drawing would take a source's own place.
+    """
 
     def __init__(self, folder: Path, sources: Sequence[Source]) -> None:
         self._folder = folder
         distinct = list(dict.fromkeys(sources))
         self._names = dict(zip(distinct, saved_names(distinct), strict=True))
         self._video: _Video | None = None
+        _spare_sources(folder, self._names)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lines: IO[str] = (folder / LINES).open("w", encoding="utf-8")
@@ -99,6 +104,17 @@ def saved_names(sources: Sequence[Source]) -> list[str]:
             name = f"{stem}-{count}{suffix}"
         names[name] = None
     return list(names)
+
+
+def _spare_sources(folder: Path, names: Mapping[Source, str]) -> None:
+    """Refuse a folder in which a drawing's name is that of a source: it would be lost."""
+    own = {os.path.realpath(source.path) for source in names if source.kind != "camera"}
+    for name in names.values():
+        if os.path.realpath(folder / name) in own:
+            raise InputError(
+                f"{folder}: the drawings would be written over the sources that lie there, such as "
+                f"{folder / name}; save to another folder"
+            )
 
 
 def _save_picture(prediction: Prediction, path: Path) -> None:

@@ -158,6 +158,20 @@ def test_what_is_saved_is_there_line_by_line(tmp_path, picture_file):
         assert drawn.height > 48
 
 
+def test_a_drawing_never_takes_the_place_of_a_source(tmp_path, picture_file):
+    before = picture_file.read_bytes()
+    (tmp_path / "linked").symlink_to(picture_file.parent)
+    for folder in (picture_file.parent, tmp_path / "linked"):
+        with pytest.raises(InputError, match=r"written over the sources .* another folder"):
+            Saver(folder, [picture(str(picture_file))])
+    clip = Source("video", str(tmp_path / "clip.mp4"))
+    with pytest.raises(InputError, match=r"clip\.mp4"):
+        Saver(tmp_path, [clip])
+    assert not list(tmp_path.rglob(LINES))
+    assert picture_file.read_bytes() == before
+    Saver(tmp_path / "out", [clip, picture(str(picture_file)), Source("camera", "0")]).close()
+
+
 def test_detections_as_coco_and_as_supervisions():
     first, _, third = BOXES.to_coco(7)
     assert first["image_id"] == 7
