@@ -77,12 +77,31 @@ class Model(Closing):
         return prepare(picture, self.spec.preparation, dtype=dtype, color=color)
 
     def check_thresholds(self, conf: float | None, iou: float | None) -> None:
-        """Refuse thresholds outside 0 to 1, or for a task that would ignore them."""
+        """Refuse thresholds outside 0 to 1, or that the task or the file's graph would ignore."""
         for name, value in (("conf", conf), ("iou", iou)):
             if value is not None and self.spec.task != "detect":
                 raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {value:g}")
+        if self.spec.task == "detect":
+            self._check_graphs_nms(conf, iou)
+
+    def _check_graphs_nms(self, conf: float | None, iou: float | None) -> None:
+        """What the graph has dropped no threshold brings back."""
+        from edgecv.postprocess.detect import SUPPRESSED
+
+        kind, options = self.spec.decoding.kind, self.spec.decoding.options
+        if iou is not None and kind in SUPPRESSED:
+            raise InputError(
+                f"{self.runtime.path}: iou does not apply: this file's graph suppresses by itself "
+                f"(decoding {kind!r}), at a threshold that is fixed in it"
+            )
+        least = options.get("conf")
+        if conf is not None and kind == "detections" and least is not None and conf < least:
+            raise InputError(
+                f"{self.runtime.path}: conf must be at least {least:g}, got {conf:g}: the NMS in "
+                f"this file's graph has dropped what scores lower; use the file without it"
+            )
 
     def answer(
         self, prepared: Sequence[Prepared], *, conf: float | None = None, iou: float | None = None

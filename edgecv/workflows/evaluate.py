@@ -22,6 +22,7 @@ from edgecv.evaluate.points import normalized_errors, read_points, summary
 from edgecv.evaluate.yolo_labels import read_yolo
 from edgecv.model import Model, load
 from edgecv.postprocess.classify import ranking
+from edgecv.postprocess.detect import SUPPRESSED
 from edgecv.progress import Progress, silent
 from edgecv.results import Classification, Detections, Landmarks, Placement, Result, Segmentation
 from edgecv.spec import ModelSpec
@@ -29,8 +30,6 @@ from edgecv.workflows.crops import averaged
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
 from edgecv.workflows.score import Score, common
 from edgecv.workflows.stream import outputs_of, prepared_chunks
-
-NMS_IN_GRAPH = ("yolo-end2end", "detections")
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ def _detect(model: Model, request: Request) -> DetectionScore:
         **asdict(figures),
         objects=sum(len(one.classes) for one in truth),
         conf=conf,
-        iou=None if kind in NMS_IN_GRAPH else float(options["iou"]),
+        iou=None if kind in SUPPRESSED else float(options["iou"]),
     )
 
 
