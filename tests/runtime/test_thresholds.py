@@ -119,6 +119,7 @@ def test_pairs_of_a_csv_file(tmp_path):
     for text, message in [
         ("x,y,z\na.jpg,b.jpg,maybe\n", "line 2: expected two file names and yes or no"),
         ("x,y,z\n", "no pairs"),
+        ("a.jpg,b.jpg,yes\na.jpg,c.jpg,no\n", "line 1 is a pair; expected a header"),
         ("x,y,z\na.jpg,nobody.jpg,yes\n", "1 of 2 pictures are not there, such as .*nobody.jpg"),
         ("hello", "expected a CSV file"),
         ("", "expected a CSV file"),
