@@ -105,6 +105,15 @@ def test_best_and_mean_of_several_pictures(tmp_path):
     assert gallery.people() == {"bo": 1}
 
 
+def test_a_mean_that_somebody_does_not_have_is_refused_and_the_gallery_stays_open(gallery):
+    gallery.enrol("anna", [E[0], -E[0]])
+    with pytest.raises(InputError, match="cancel out"):
+        gallery.configure(pooling="mean")
+    with Gallery.open(gallery.engine.where) as again:
+        assert again.settings.pooling == "best"
+        assert again.identify(E[0])[0].name == "anna"
+
+
 def test_bad_input_is_refused_and_changes_nothing(gallery):
     gallery.enrol("anna", E[0])
     for call, message in [
