@@ -246,16 +246,26 @@ def _rfb(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation)
     return scores[2] - 1 if fits else MISFIT
 
 
-def _last(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
-    return shapes[0][-1] if len(shapes[0]) == 2 else MISFIT
+def _classes(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
+    return shapes[0][1] if len(shapes[0]) in (2, 4) else MISFIT  # 4: a map, fully convolutional
 
 
 def _channels(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
-    return shapes[0][1] if len(shapes[0]) == 4 else MISFIT
+    last = options.get("layout") == "nhwc"
+    return shapes[0][3 if last else 1] if len(shapes[0]) == 4 else MISFIT
+
+
+def _probabilities(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
+    channels = _channels(shapes, options, p)
+    return 2 if channels == 1 else channels  # of one class and of what is not it
+
+
+def _binary(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
+    return 2 if _channels(shapes, options, p) == 1 else MISFIT
 
 
 _COUNTS: Mapping[str, Mapping[str, Rule]] = {
-    "classify": {"logits": _last, "probabilities": _last, "multilabel-logits": _last},
+    "classify": {"logits": _classes, "probabilities": _classes, "multilabel-logits": _classes},
     "detect": {
         "yolo-grid": _grid,
         "yolo-anchors": _anchors,
@@ -266,7 +276,11 @@ _COUNTS: Mapping[str, Mapping[str, Rule]] = {
         "yunet": _yunet,
         "rfb": _rfb,
     },
-    "segment": {"logits": _channels, "probabilities": _channels},
+    "segment": {
+        "logits": _channels,
+        "binary-logits": _binary,
+        "probabilities": _probabilities,
+    },
     "embed": {},
     "landmarks": {},
 }

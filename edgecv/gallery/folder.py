@@ -215,7 +215,7 @@ class FolderEngine:
 
     def change(self, settings: Settings) -> None:
         with self._writing() as state:
-            if settings.pooling == "mean":
+            if settings.pooling == "mean" != state.settings.pooling:
                 _means(list(self._segments(state)), settings)  # raises where a person has no mean
             write_manifest(self.folder, settings, state.segments)
 

@@ -124,7 +124,10 @@ def _contract(
     """The contract by what one run of the file gives, and the recipe it came from."""
     if len(runtime.inputs) != 1 or len(runtime.inputs[0].shape) != 4:
         shown = ", ".join(f"{t.name} {list(t.shape)}" for t in runtime.inputs)
-        raise SpecError(f"{where}: expected one input [N, 3, H, W], the graph takes {shown}")
+        raise SpecError(
+            f"{where}: expected one picture as input, [N, 3, H, W] or [N, H, W, 3], the graph "
+            f"takes {shown}"
+        )
     (tensor,) = runtime.inputs
     if recipe is None:
         assert note is not None

@@ -31,7 +31,7 @@ NOTE = {
 }
 
 
-def net(path, shape, *, size=(64, 96), note=None, outputs=1, dtype=TensorProto.FLOAT):
+def net(path, shape, *, size=(64, 96), note=None, outputs=1, dtype=TensorProto.FLOAT, nhwc=False):
     """A graph that gives a constant of ``shape``, whatever picture it is shown."""
     value = np.linspace(0.1, 0.9, int(np.prod(shape)), dtype=np.float32).reshape(shape)
     if shape[-1] == 6:
@@ -45,7 +45,7 @@ def net(path, shape, *, size=(64, 96), note=None, outputs=1, dtype=TensorProto.F
     graph = helper.make_graph(
         nodes,
         "net",
-        [helper.make_tensor_value_info("images", dtype, [1, 3, *size])],
+        [helper.make_tensor_value_info("images", dtype, [1, *size, 3] if nhwc else [1, 3, *size])],
         [helper.make_tensor_value_info(name, dtype, shape) for name in names],
         [
             helper.make_tensor("zero", dtype, [], [0.0]),
@@ -154,6 +154,59 @@ def test_a_recipe_that_misses_an_option_is_named(tmp_path):
     )
     with pytest.raises(RecipeError, match=r"mine.toml: output.options: yolox .*strides"):
         adopt(net(tmp_path / "a.onnx", [1, 126, 8]), recipe=str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("task", "decode", "options", "shape", "labels"),
+    [
+        ("classify", "logits", "", [1, 3], 3),
+        ("classify", "logits", "", [1, 3, 2, 4], 3),  # fully convolutional
+        ("segment", "logits", "", [1, 3, 32, 48], 3),
+        ("segment", "logits", 'layout = "nhwc"', [1, 32, 48, 3], 3),
+        ("segment", "probabilities", "", [1, 3, 32, 48], 3),
+        ("segment", "probabilities", "", [1, 1, 32, 48], 2),
+        ("segment", "probabilities", 'layout = "nhwc"', [1, 32, 48, 1], 2),
+        ("segment", "binary-logits", "", [1, 1, 32, 48], 2),
+    ],
+)
+def test_the_graph_says_how_many_classes_there_are(
+    tmp_path, task, decode, options, shape, labels, picture
+):
+    recipe = tmp_path / "mine.toml"
+    for count in (labels, labels + 1):
+        recipe.write_text(
+            f'task = "{task}"\n[input]\nsize = [64, 96]\nfit = "stretch"\n[output]\n'
+            f'decode = "{decode}"\n[output.options]\n{options}\n'
+            f"[labels]\nnames = {json.dumps(list('abcd'[:count]))}\n"
+        )
+        source = net(tmp_path / "a.onnx", shape)
+        if count > labels:
+            with pytest.raises(SpecError, match=f"has {labels} classes, .* has {count} names"):
+                adopt(source, recipe=str(recipe), output=tmp_path / "c.onnx")
+            continue
+        result = adopt(source, recipe=str(recipe), output=tmp_path / "b.onnx")
+        assert len(result.spec.labels) == labels
+        with edgecv.load(result.path) as model:
+            assert model(picture).labels == result.spec.labels
+
+
+def test_a_file_that_takes_the_channels_last(tmp_path, picture):
+    recipe = tmp_path / "mine.toml"
+    text = (
+        'task = "classify"\n[input]\nfit = "stretch"\nLAYOUT\n[labels]\nnames = ["a", "b", "c"]\n'
+    )
+    source = net(tmp_path / "a.onnx", [1, 3], nhwc=True)
+    recipe.write_text(text.replace("LAYOUT", ""))
+    with pytest.raises(SpecError, match=r"takes \[1, 64, 96, 3\], the recipe mine makes \[N, 3"):
+        adopt(source, recipe=str(recipe))
+    recipe.write_text(text.replace("LAYOUT", 'layout = "nhwc"'))
+    spec = adopt(source, recipe=str(recipe), output=tmp_path / "b.onnx").spec
+    p = spec.preparation
+    assert (p.layout, p.height, p.width) == ("nhwc", 64, 96)
+    assert edgecv.verify(tmp_path / "b.onnx").passed
+    with edgecv.load(tmp_path / "b.onnx") as model:
+        assert model.prepare(picture).tensor.shape == (64, 96, 3)
+        assert model(picture).labels == ("a", "b", "c")
 
 
 def test_weights_in_other_files_are_refused(tmp_path):
