@@ -1,5 +1,7 @@
 """What ``edgecv predict --save`` writes: drawn pictures and videos, and a line of JSON for each.
 
+A segmenter's answer to a picture is saved as ``NAME-mask.png`` too, of classes and not of colours.
+
 ``results.jsonl`` is written line by line as the answers come, and a video is closed properly
 whatever ends the run, so that an interrupt or a power cut keeps what is done.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +20,9 @@ from PIL import Image
 from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.files import atomic_write
+from edgecv.postprocess.segment import mask_picture
 from edgecv.preprocess import open_picture
+from edgecv.results import Segmentation
 from edgecv.workflows.drawing import draw
 from edgecv.workflows.predict import Prediction
 from edgecv.workflows.sources import Source
@@ -37,6 +41,8 @@ class Saver(Closing):
         self._folder = folder
         distinct = list(dict.fromkeys(sources))
         self._names = dict(zip(distinct, saved_names(distinct), strict=True))
+        masks = mask_names(list(self._names.values()))
+        self._masks = dict(zip(distinct, masks, strict=True))
         self._video: _Video | None = None
         _spare_sources(folder, self._names)
         try:
@@ -45,16 +51,21 @@ class Saver(Closing):
         except OSError as error:
             raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
 
-    def save(self, prediction: Prediction) -> Path | None:
-        """Write the drawing, and the line; gives the drawing's path where there is an answer."""
-        path = None
-        if prediction.result is not None:
+    def save(self, prediction: Prediction) -> dict[str, Any]:
+        """Write what there is to draw, and the line; gives the line's keys and values."""
+        data = prediction.to_dict()
+        result = prediction.result
+        if result is not None:
             path = self._folder / self._names[prediction.source]
+            data["saved"] = str(path)
             if prediction.pixels is not None:
                 self._add_frame(prediction, path)
             else:
                 _save_picture(prediction, path)
-        data = prediction.to_dict() | ({"saved": str(path)} if path is not None else {})
+                if isinstance(result, Segmentation):
+                    mask = self._folder / self._masks[prediction.source]
+                    data["mask"] = str(mask)
+                    _write(mask_picture(result), mask)
         try:
             self._lines.write(json.dumps(data) + "\n")
             self._lines.flush()
@@ -63,7 +74,7 @@ class Saver(Closing):
                 f"{self._folder / LINES}: could not be written ({error.strerror}); free space or "
                 f"write elsewhere"
             ) from error
-        return path
+        return data
 
     def _add_frame(self, prediction: Prediction, path: Path) -> None:
         assert prediction.result is not None
@@ -98,12 +109,24 @@ def saved_names(sources: Sequence[Source]) -> list[str]:
         else:
             stem, suffix = source.path.stem, source.path.suffix
             suffix = suffix if suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        name, count = f"{stem}{suffix}", 0
-        while name in names:
-            count += 1
-            name = f"{stem}-{count}{suffix}"
-        names[name] = None
+        names[_unused(stem, suffix, names)] = None
     return list(names)
+
+
+def mask_names(names: Sequence[str]) -> list[str]:
+    """A file name for each drawing's mask, beside the drawings ``names``; none comes twice."""
+    taken = dict.fromkeys(names)
+    for name in names:
+        taken[_unused(f"{Path(name).stem}-mask", ".png", taken)] = None
+    return list(taken)[len(names) :]
+
+
+def _unused(stem: str, suffix: str, taken: Container[str]) -> str:
+    name, count = f"{stem}{suffix}", 0
+    while name in taken:
+        count += 1
+        name = f"{stem}-{count}{suffix}"
+    return name
 
 
 def _spare_sources(folder: Path, names: Mapping[Source, str]) -> None:
@@ -119,16 +142,15 @@ def _spare_sources(folder: Path, names: Mapping[Source, str]) -> None:
 
 def _save_picture(prediction: Prediction, path: Path) -> None:
     assert prediction.result is not None
-    canvas = draw(open_picture(prediction.source.path), prediction.result)
+    _write(draw(open_picture(prediction.source.path), prediction.result), path)
+
+
+def _write(picture: Image.Image, path: Path) -> None:
     with atomic_write(path) as file:
-        _encode(canvas, path, file)
-
-
-def _encode(canvas: Image.Image, path: Path, file: Any) -> None:
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        canvas.save(file, "JPEG", quality=92)
-    else:
-        canvas.save(file, "PNG")
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            picture.save(file, "JPEG", quality=92)
+        else:
+            picture.save(file, "PNG")
 
 
 class _Video:

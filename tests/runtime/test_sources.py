@@ -158,6 +158,26 @@ def test_what_is_saved_is_there_line_by_line(tmp_path, picture_file):
         assert drawn.height > 48
 
 
+def test_masks_are_saved_beside_the_drawings(tmp_path, picture_file):
+    second = tmp_path / "b" / "picture-mask.png"
+    second.parent.mkdir()
+    picture_file.with_name("picture.bmp").write_bytes(picture_file.read_bytes())
+    second.write_bytes(picture_file.read_bytes())
+    sources = [picture(str(p)) for p in (picture_file, second, tmp_path / "picture.bmp")]
+    found = Segmentation(np.arange(48 * 64).reshape(48, 64) % 3, ("sky", "road", "car"))
+    with Saver(tmp_path / "out", sources) as saver:
+        told = [saver.save(Prediction(source, found)) for source in sources]
+        assert "mask" not in saver.save(Prediction(sources[0], RESULTS[0]))
+    saved = [Path(one[key]).name for one in told for key in ("saved", "mask")]
+    assert saved[::2] == ["picture.png", "picture-mask.png", "picture-1.png"]
+    assert saved[1::2] == ["picture-mask-1.png", "picture-mask-mask.png", "picture-1-mask.png"]
+    for one in told:
+        with Image.open(one["mask"]) as mask:
+            np.testing.assert_array_equal(np.asarray(mask), found.mask)
+    lines = (tmp_path / "out" / LINES).read_text().splitlines()
+    assert [json.loads(line) for line in lines[:3]] == told
+
+
 def test_a_drawing_never_takes_the_place_of_a_source(tmp_path, picture_file):
     before = picture_file.read_bytes()
     (tmp_path / "linked").symlink_to(picture_file.parent)
