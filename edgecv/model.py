@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from edgecv.results import Placement, Result
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Array, Backend, RuntimeInfo, RuntimeOptions
 from edgecv.spec import ModelSpec, TensorSpec, read_spec
+
+if TYPE_CHECKING:
+    from edgecv.postprocess.classify import HeatMap
 
 MAX_BATCH = 32  # pictures in one run of a dynamic-batch file; more only costs memory on a CPU
 
@@ -113,6 +116,22 @@ class Model(Closing):
             outputs = self.infer(stack(group))
             results += self.decode(outputs, [one.placement for one in group], conf=conf, iou=iou)
         return results
+
+    def heat_map(self, picture: Picture, *, color: str = "rgb") -> HeatMap:
+        """What a fully convolutional classifier says at each place of ``picture``.
+
+        Raises :class:`~edgecv.errors.InputError` for another task; see
+        :func:`edgecv.postprocess.classify.heat_maps` for what the contract has to say.
+        """
+        from edgecv.postprocess.classify import heat_maps
+
+        if self.spec.task != "classify":
+            raise InputError(
+                f"heat maps are for classifiers; this model's task is {self.spec.task!r}"
+            )
+        prepared = self.prepare(picture, color=color)
+        (found,) = heat_maps(self.infer(stack([prepared])), self.spec, [prepared.placement])
+        return found
 
     def raw(self, pictures: Sequence[Picture], *, color: str = "rgb") -> dict[str, Array]:
         """The output tensors for ``pictures`` (at least one), before any decoding.

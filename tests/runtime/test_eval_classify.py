@@ -67,6 +67,18 @@ def test_scores_of_nan_are_no_right_answers(folder, tmp_path, map_size, monkeypa
         edgecv.evaluate(net(tmp_path / "net.onnx", *map_size), folder, backend="fake")
 
 
+def test_the_heat_map_of_a_picture(tmp_path, pixels):
+    path = net(tmp_path / "net.onnx", 2, 3, options={"window": 4, "stride": 2})
+    with edgecv.load(path, backend="fake") as model:
+        heat = model.heat_map(pixels[:, :, ::-1], color="bgr")
+        assert heat.probabilities.shape == (len(LABELS), 2, 3)
+        np.testing.assert_allclose(heat.probabilities.sum(axis=0), 1, rtol=1e-5)
+        whole = model(pixels).probabilities
+        np.testing.assert_allclose(heat.probabilities.mean(axis=(1, 2)), whole, rtol=1e-5)
+        # the input of 8x8 pixels is the picture of 64x48: row 1, column 2 sees x 4 to 8, y 2 to 6
+        np.testing.assert_allclose(heat.windows[1, 2], [32, 12, 64, 36])
+
+
 def test_what_ranks_classes():
     far = np.array([[30.0, 40.0, 20.0]], np.float32)  # sigmoids that are 1 to all digits
     assert ranking(far, "multilabel-logits", ("a", "b", "c")).argmax() == 1
