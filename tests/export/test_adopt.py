@@ -112,6 +112,28 @@ def test_ultralytics_own_note_is_enough(tmp_path):
     assert adopt(classes, output=tmp_path / "f.onnx").spec.task == "classify"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "shape"),
+    [
+        ("yolov5", [1, 150, 8]),
+        ("yolov6", [1, 126, 8]),
+        ("yolov7", [1, 150, 8]),
+        ("yolov8", [1, 7, 126]),
+        ("yolov9", [1, 7, 126]),
+        ("yolo11", [1, 7, 126]),
+        ("yolov10", [1, 30, 6]),
+        ("yolox", [1, 126, 8]),
+    ],
+)
+def test_the_usual_exports_have_a_recipe_that_finds_their_boxes(tmp_path, recipe, shape, picture):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    source = net(tmp_path / "a.onnx", shape)
+    adopt(source, recipe=recipe, labels=tmp_path / "names.txt", output=tmp_path / "b.onnx")
+    with edgecv.load(tmp_path / "b.onnx") as model:
+        assert len(model(picture, conf=0.1)) > 0
+        assert set(model(picture, conf=0.1).labels) == {"a", "b", "c"}
+
+
 def test_labels_of_the_user_come_before_the_note(tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     source = net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE)
