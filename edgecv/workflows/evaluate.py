@@ -152,6 +152,8 @@ def score(model: Model, request: Request) -> Score:
         raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
     if request.metric is not None and task != "embed":
         raise InputError(f"--metric compares the vectors of a pairs file, not for {task}")
+    if request.classes is not None and task in ("embed", "landmarks"):
+        raise InputError(f"--classes maps the classes of a data set, and there are none for {task}")
     if task != "classify" and (request.crops > 1 or request.ensemble):
         raise InputError(f"--crops and --ensemble are for classifiers, not for {task}")
     return TASKS[task](model, request)

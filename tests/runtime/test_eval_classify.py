@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import edgecv
-from edgecv.errors import RuntimeFailure
+from edgecv.errors import InputError, RuntimeFailure
 from edgecv.postprocess.classify import ranking
 from edgecv.runtimes.fake import FakeBackend
 from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, write_spec
@@ -86,3 +86,21 @@ def test_what_ranks_classes():
     maps[0, 2, 0, 0], maps[0, 1, 0, 1] = np.log(8), np.log(6)  # 0.1, 0.1, 0.8; 1/8, 6/8, 1/8
     (found,) = ranking(maps, "logits", ("a", "b", "c"))
     np.testing.assert_allclose(found, [0.1125, 0.425, 0.4625], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("task", "decode"), [("embed", "embedding"), ("landmarks", "points")])
+def test_classes_are_for_data_sets_that_have_some(tmp_path, task, decode):
+    spec = ModelSpec(
+        name="net",
+        task=task,
+        inputs=(TensorSpec("input", ("N", 3, 8, 8)),),
+        outputs=(TensorSpec("output", ("N", 4)),),
+        preparation=Preparation(8, 8, fit="stretch"),
+        decoding=Decoding(decode, {"normalize": True}),
+        labels=(),
+    )
+    write_spec(b"\x3a\x00", spec, tmp_path / "net.onnx")
+    with pytest.raises(InputError, match=f"there are none for {task}"):
+        edgecv.evaluate(
+            tmp_path / "net.onnx", tmp_path, classes=tmp_path / "classes.json", backend="fake"
+        )
