@@ -13,14 +13,15 @@ from edgecv.preprocess import PICTURE_SUFFIXES
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".mjpeg")
 )
-CAMERA = "camera:"  # followed by a number, or by csi
+CAMERA = "camera:"  # followed by a number, or by CSI
+CSI = "csi"
 
 
 @dataclass(frozen=True)
 class Source:
     """One picture, video or camera: ``kind`` is ``picture``, ``video`` or ``camera``.
 
-    ``name`` is a path, or for a camera its number, or ``csi``.
+    ``name`` is a path, or for a camera its number, or :data:`CSI`.
     """
 
     kind: str
@@ -63,7 +64,7 @@ def find_sources(
 
 def _camera(text: str) -> Source:
     name = text.removeprefix(CAMERA)
-    if name != "csi" and not name.isdecimal():
+    if name != CSI and not name.isdecimal():
         raise InputError(
             f"{text}: expected camera:0, camera:1, ... (the number of a /dev/video device) or "
             f"camera:csi (the ribbon-cable camera of a Raspberry Pi)"

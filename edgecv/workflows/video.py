@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import BackendUnavailable, InputError
+from edgecv.workflows.sources import CSI
 
 AHEAD = 4  # frames of a file that are decoded while the model is busy
 PATIENCE_S = 5.0  # how long a camera may give nothing before it counts as gone
@@ -113,9 +114,14 @@ class CsiCamera:
         self._camera.close()
 
 
+def check_library() -> None:
+    """A :class:`~edgecv.errors.BackendUnavailable` where videos and cameras need OpenCV first."""
+    _cv2()
+
+
 def open_camera(name: str) -> Camera:
     """The camera of ``camera:NAME``: a number, or ``csi``."""
-    return CsiCamera() if name == "csi" else OpenCvCapture(int(name))
+    return CsiCamera() if name == CSI else OpenCvCapture(int(name))
 
 
 def file_frames(

@@ -229,6 +229,9 @@ def test_landmarks(flat, normalized, scored):
     assert (found.scores is None) == (not scored)
     if scored:
         np.testing.assert_array_equal(found.scores, np.array([0.9, 0.5], np.float32))
+        raw.reshape(-1)[2] = np.nan  # JSON has no NaN
+        with pytest.raises(RuntimeFailure, match="scores are NaN or infinite"):
+            run(landmarks, "landmarks", "points", raw, options, ("eye", "nose"), [at])
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (1, 2, 3), (1, 8), (1, 2, 2, 1)])

@@ -1,6 +1,7 @@
 """Sources of predict: files, folders, cameras; a camera's frames; drawings; JSON."""
 
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import edgecv
 from edgecv.errors import BackendUnavailable, InputError
+from edgecv.measure.ready import READY_MODEL
 from edgecv.results import Classification, Detections, Embedding, Landmarks, Segmentation
 from edgecv.workflows.drawing import color_of, draw, text_color
-from edgecv.workflows.predict import Prediction
+from edgecv.workflows.predict import Prediction, predict
 from edgecv.workflows.saving import LINES, Saver, saved_names
 from edgecv.workflows.sources import Source, find_sources
 from edgecv.workflows.video import live_frames, open_camera
@@ -190,6 +193,15 @@ def test_a_drawing_never_takes_the_place_of_a_source(tmp_path, picture_file):
     assert not list(tmp_path.rglob(LINES))
     assert picture_file.read_bytes() == before
     Saver(tmp_path / "out", [clip, picture(str(picture_file)), Source("camera", "0")]).close()
+
+
+def test_without_opencv_a_video_is_refused_before_anything_is_answered(monkeypatch, picture_file):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # what import finds where it is not installed
+    mixed = [picture(str(picture_file)), Source("video", "clip.mp4")]
+    with edgecv.load(READY_MODEL, backend="fake") as model:
+        with pytest.raises(BackendUnavailable, match=r"edgecv\[video\]"):
+            next(predict(model, mixed))
+        assert next(predict(model, mixed[:1])).result is not None
 
 
 def test_detections_as_coco_and_as_supervisions():
