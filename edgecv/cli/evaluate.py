@@ -134,6 +134,7 @@ def _columns(data: dict[str, Any]) -> dict[str, str | int]:
             f"accuracy, {data['folds']} folds": f"{rate('accuracy')} ({data['correct']} right)",
             "their thresholds": f"{min(folds):.3f} to {max(folds):.3f}, each of the other folds",
             "EER": rate("eer"),
+            "area under the ROC": rate("auc"),
             "TAR at FAR": ", ".join(f"{t:.2%} at {f}" for f, t in data["tar_at_far"].items()),
             f"threshold for FAR {data['far']:g}": f"{data['threshold']:.4f} ({data['metric']}); of "
             f"all pairs it accepts {chosen['far']:.2%} of two people (95% sure: under "
