@@ -31,7 +31,7 @@ def command(
         Path | None, typer.Option(help="Maps the data set's class names to indices.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Score this many pictures, drawn by a seed.")
+        int | None, typer.Option(min=1, help="Score this many pictures, always the same ones.")
     ] = None,
     detector: Annotated[
         Path | None, typer.Option("--detector", "-d", help="Finds the faces of a pairs file.")

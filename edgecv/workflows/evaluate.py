@@ -116,9 +116,9 @@ def evaluate(
     Of classifiers, ``crops`` (1, 2, 5 or 10: :mod:`edgecv.workflows.crops`) of each picture are
     looked at, by ``model`` and by those of ``ensemble``, and all their probabilities averaged.
     ``classes`` is a file that maps the data set's class names to the model's indices; ``limit``
-    scores that many pictures, drawn by a fixed seed. Every picture counts but those of which
-    ``leave_out`` is true (pairs have two pictures each, and none is left out); one that cannot be
-    read is an :class:`~edgecv.errors.InputError`.
+    scores that many pictures, always the same ones (drawn by a seed; of folders evenly spread).
+    Every picture counts but those of which ``leave_out`` is true (pairs have two pictures each, and
+    none is left out); one that cannot be read is an :class:`~edgecv.errors.InputError`.
     """
     request = Request(
         dataset=Path(dataset),

@@ -1,14 +1,18 @@
 """eval of classifiers: maps of fully convolutional ones, and scores that are no numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import edgecv
 from edgecv.errors import InputError, RuntimeFailure
+from edgecv.evaluate.classes import match_classes, own_classes
+from edgecv.evaluate.imagenet import read_folder
 from edgecv.postprocess.classify import ranking
 from edgecv.runtimes.fake import FakeBackend
-from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, write_spec
+from edgecv.spec import Decoding, ModelSpec, Preparation, TensorSpec, read_spec, write_spec
 
 LABELS = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -77,6 +81,22 @@ def test_the_heat_map_of_a_picture(tmp_path, pixels):
         np.testing.assert_allclose(heat.probabilities.mean(axis=(1, 2)), whole, rtol=1e-5)
         # the input of 8x8 pixels is the picture of 64x48: row 1, column 2 sees x 4 to 8, y 2 to 6
         np.testing.assert_allclose(heat.windows[1, 2], [32, 12, 64, 36])
+
+
+def test_a_name_that_two_classes_have_says_nothing(folder, tmp_path):
+    labels, ids = ("crane", "b", "c", "Crane"), ("n1", "n2", "n3", "n4")
+    index = own_classes(labels, ids)
+    assert (index["b"], index["n1"], index["n4"]) == (1, 0, 3)
+    assert own_classes(("a", "b"), ("a", "b")) == {"a": 0, "b": 1}  # ids that are the names
+    with pytest.raises(InputError, match="several classes of the model are named crane"):
+        match_classes(["b", "crane"], labels, tmp_path)
+    path = net(tmp_path / "net.onnx")
+    spec = replace(read_spec(path), labels=("a", "b", "c", "A", "e", "f", "g"))
+    with pytest.raises(InputError, match="several classes of the model are named a;"):
+        read_folder(folder, spec)
+    (folder / "a").rename(folder / "n4")
+    spec = replace(spec, label_ids=("n1", "n2", "n3", "n4", "n5", "n6", "n7"))
+    assert set(read_folder(folder, spec).classes.tolist()) == {1, 2, 3}
 
 
 def test_what_ranks_classes():

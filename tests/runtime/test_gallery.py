@@ -131,6 +131,7 @@ def test_bad_input_is_refused_and_changes_nothing(gallery):
         (lambda: gallery.verify("anna", E[:2]), "expected one vector"),
         (lambda: gallery.remove("anna", "bo"), "nobody is enrolled as 'bo'"),
         (lambda: gallery.remove(), "at least one name"),
+        (lambda: gallery.identify(E[0], top=0), "at least 1, got 0"),
         (lambda: gallery.configure(metric="euclidean"), "metric cannot be changed"),
         (lambda: gallery.configure(threshold=2.0), "from -1 to 1"),
         (lambda: gallery.configure(margin=-1.0), "margin"),
