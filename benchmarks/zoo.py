@@ -202,6 +202,31 @@ def failures(row: dict[str, Any]) -> list[str]:
     return found
 
 
+def caption(environment: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What the table shows, and where it was made."""
+    ages = {
+        f"{age} {name}": row[age][name].get("version")
+        for row in rows
+        if "error" not in row
+        for age in ("newest", "oldest")
+        for name in ("onnxruntime", "openvino")
+        if name in row[age]
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in ages.items())
+    packages = environment["packages"]
+    return (
+        "# The zoo on every runtime\n\n"
+        "Made by `python benchmarks/zoo.py` (`zoo.json` has every figure). Weights are seeded by "
+        "name. Export: the dynamic batch, parity proof included. Parity: the largest difference "
+        f"to PyTorch by the largest output, at a batch of {BATCH} (allowed {LIMIT:g}). Engines: "
+        "TensorRT-RTX, built without a GPU, batch "
+        f"{', '.join(map(str, PROFILE))}: seconds and megabytes. Latency: FP32, batch 1, "
+        "onnxruntime.\n\n"
+        f"{environment['cpu']}, {environment['physical_cores']} cores; {versions}; torch "
+        f"{packages['torch']}, tensorrt-rtx {packages.get('tensorrt-rtx', 'not installed')}.\n\n"
+    )
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table for people."""
     head = (
@@ -221,7 +246,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in row["nodes"].items())
         latency = row["newest"].get("onnxruntime", {}).get("latency_ms", {}).get("p50", "failed")
         built = [
-            "failed" if "error" in found else f"{found['seconds']} s"
+            "failed"
+            if "error" in found
+            else f"{found['seconds']} s, {found['size_bytes'] / 1e6:.1f} MB"
             for found in row["tensorrt_rtx"].values()
         ]
         cells = [
@@ -277,7 +304,7 @@ def main() -> None:
             arguments.o.write_text(json.dumps(record, indent=1) + "\n")
     rows = [record["rows"].get(r.name, {"name": r.name, "error": "not measured"}) for r in recipes]
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(rows))
+        arguments.markdown.write_text(caption(record["environment"], rows) + markdown(rows))
     bad = {row["name"]: failures(row) for row in rows if failures(row)}
     print(f"{len(rows) - len(bad)} of {len(rows)} nets pass everywhere")
     sys.exit(1 if bad else 0)
