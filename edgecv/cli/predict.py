@@ -51,7 +51,7 @@ def command(
     from edgecv.workflows.sources import find_sources
 
     out = Output(as_json)
-    found, others = find_sources(sources)
+    found, others = find_sources(sources, save)
     if others:
         out.note(f"left out {len(others)} files that are no pictures, such as {others[0]}")
     told = _Told()

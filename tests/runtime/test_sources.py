@@ -46,6 +46,21 @@ def test_a_folder_stands_for_its_pictures_and_videos_and_says_what_it_left_out(t
     assert [path.name for path in others] == ["notes.txt"]
 
 
+def test_drawings_of_another_time_are_no_sources(tmp_path, monkeypatch):
+    for name in ("a.png", "out/a.png", "out/sub/b.png", "output/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def names(folder, saved):
+        return [Path(s.name).as_posix() for s in find_sources([folder], saved)[0]]
+
+    assert names(".", Path("out")) == ["a.png", "output/c.png"]
+    assert names(tmp_path, Path("out")) == [str(tmp_path / n) for n in ("a.png", "output/c.png")]
+    assert len(names("out", Path("out"))) == 2  # named itself: saving there is refused
+    assert len(names(".", None)) == len(names(".", tmp_path.parent)) == 4
+
+
 def test_folders_of_text_and_unknown_cameras_are_errors(tmp_path):
     (tmp_path / "only.txt").touch()
     with pytest.raises(InputError, match=r"no pictures or videos .* only other files .* only.txt"):
