@@ -95,7 +95,6 @@ def contract(
     :class:`~edgecv.errors.SpecError` for whatever the graph contradicts.
     """
     preparation = replace(recipe.preparation, height=size[0], width=size[1])
-    _check_outputs(recipe, outputs, where)
     ordered = [shapes[tensor.name] for tensor in outputs]
     count = class_count(recipe, ordered, preparation, where)
     names, ids, source = _labels(recipe, labels, note)
@@ -118,7 +117,9 @@ def contract(
     return spec
 
 
-def _check_outputs(recipe: Recipe, outputs: Sequence[TensorSpec], where: str) -> None:
+def check_outputs(recipe: Recipe, outputs: Sequence[TensorSpec], where: str) -> None:
+    """A :class:`~edgecv.errors.SpecError` where the graph gives other outputs than the recipe
+    reads: the first sign of another kind of model, whatever its size."""
     names = [tensor.name for tensor in outputs]
     if len(names) != len(recipe.outputs):
         raise SpecError(

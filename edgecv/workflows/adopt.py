@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecv import __version__
 from edgecv.errors import InputError, RecipeError, SpecError
-from edgecv.export.adopt import contract, input_size, recipe_of
+from edgecv.export.adopt import check_outputs, contract, input_size, recipe_of
 from edgecv.export.recipe import Recipe, list_adoptable, load_recipe
 from edgecv.export.ultralytics import UltralyticsNote, read_note
 from edgecv.files import sha256_of
@@ -133,6 +133,7 @@ def _contract(
         assert note is not None
         declared = [[s if isinstance(s, int) else 0 for s in t.shape] for t in runtime.outputs]
         recipe = recipe_of(note, declared, where)
+    check_outputs(recipe, runtime.outputs, where)
     size = input_size(tensor, recipe, note, where)
     p = replace(recipe.preparation, height=size[0], width=size[1])
     wanted = (1, *p.tensor_shape(*size))

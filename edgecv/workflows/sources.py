@@ -15,6 +15,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 CAMERA = "camera:"  # followed by a number, or by CSI
 CSI = "csi"
+MOST_DIGITS = 4  # of a camera's number: what is longer overflows in drivers
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find_sources(
 
 def _camera(text: str) -> Source:
     name = text.removeprefix(CAMERA)
-    if name != CSI and not name.isdecimal():
+    if name != CSI and not (name.isdecimal() and len(name) <= MOST_DIGITS):
         raise InputError(
             f"{text}: expected camera:0, camera:1, ... (the number of a /dev/video device) or "
             f"camera:csi (the ribbon-cable camera of a Raspberry Pi)"

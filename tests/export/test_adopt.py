@@ -154,6 +154,7 @@ def test_labels_of_the_user_come_before_the_note(tmp_path):
         ([1, 7, 126], {}, None, RecipeError, "give --recipe NAME"),
         ([1, 7, 126], {}, "yolo8", RecipeError, "did you mean yolov8"),
         ([1, 7, 126], {"outputs": 2}, "yolov8", SpecError, "reads 1 outputs .* gives 2"),
+        ([1, 7, 126], {"outputs": 2}, "rfb-320", SpecError, "in this order"),  # and not: the size
         ([1, 126, 8], {}, "yolox", SpecError, "has 3 classes, .* has 80 names"),
         ([1, 125, 85], {}, "yolox", SpecError, "are not what yolox .* reads"),
         ([1, 85, 126], {}, "yolov10", SpecError, "are not what yolo-end2end"),

@@ -65,8 +65,9 @@ def test_folders_of_text_and_unknown_cameras_are_errors(tmp_path):
     (tmp_path / "only.txt").touch()
     with pytest.raises(InputError, match=r"no pictures or videos .* only other files .* only.txt"):
         find_sources([tmp_path])
-    with pytest.raises(InputError, match="expected camera:0"):
-        find_sources(["camera:front"])
+    for name in ("front", "", "-1", "9" * 20):
+        with pytest.raises(InputError, match="expected camera:0"):
+            find_sources([f"camera:{name}"])
 
 
 def test_the_pi_camera_without_its_library_says_how_to_get_it():
