@@ -253,7 +253,7 @@ def _detect(model: Model, request: Request) -> DetectionScore:
     truth = [truth[i] for i in request.kept([one.path for one in truth])]
     options, kind = model.spec.decoding.options, model.spec.decoding.kind
     # NMS in the graph has used its own threshold: lower scores are gone
-    conf = max(coco.MIN_SCORE, options["conf"]) if kind == "detections" else coco.MIN_SCORE
+    conf = max(coco.MIN_SCORE, options.get("conf", 0)) if kind == "detections" else coco.MIN_SCORE
     found: list[Detections] = []
     sizes: list[tuple[int, int]] = []
     for result, placement in _answers(model, [one.path for one in truth], request.progress, conf):
