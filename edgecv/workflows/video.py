@@ -143,6 +143,8 @@ def file_frames(
         for index, pixels in enumerate(reader):
             yield Frame(index, index / fps if fps else 0.0, pixels), count, fps
             done = index + 1
+    if reader.failure is not None:
+        raise InputError(f"{path}: broken after {done} frames ({reader.failure})")
     if done == 0:
         raise InputError(f"{path}: not one frame of this video can be read; it is damaged or empty")
     if done < 0.95 * count:  # headers of intact files are off by a few frames
@@ -150,10 +152,12 @@ def file_frames(
 
 
 class _ReadAhead:
-    """Iterates over a capture that a thread reads; :meth:`close` ends both."""
+    """Iterates over a capture that a thread reads; :meth:`close` ends both. ``failure`` is what
+    ended it before its end, if anything did."""
 
-    def __init__(self, capture: OpenCvCapture) -> None:
+    def __init__(self, capture: Camera) -> None:
         self._capture = capture
+        self.failure: Exception | None = None
         self._frames: queue.Queue[NDArray[np.uint8] | None] = queue.Queue(AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -166,7 +170,10 @@ class _ReadAhead:
     def _read(self) -> None:
         pixels: NDArray[np.uint8] | None
         while True:
-            pixels = None if self._stop.is_set() else self._capture.read()
+            try:
+                pixels = None if self._stop.is_set() else self._capture.read()
+            except Exception as error:  # whoever waits for a frame has to hear of it
+                self.failure, pixels = error, None
             while not self._stop.is_set():
                 try:
                     self._frames.put(pixels, timeout=0.1)

@@ -18,7 +18,7 @@ from edgecv.workflows.drawing import color_of, draw, text_color
 from edgecv.workflows.predict import Prediction, predict
 from edgecv.workflows.saving import LINES, Saver, saved_names
 from edgecv.workflows.sources import Source, find_sources
-from edgecv.workflows.video import live_frames, open_camera
+from edgecv.workflows.video import file_frames, live_frames, open_camera
 
 
 def picture(name):
@@ -110,6 +110,23 @@ def test_stale_frames_are_dropped_and_none_is_given_twice():
             seen += [frame.index]
     assert seen == sorted(set(seen))
     assert camera.closed
+
+
+def test_a_video_whose_decoder_fails_ends_and_does_not_hang(tmp_path, monkeypatch):
+    class Broken(FakeCamera):
+        fps, count = 25.0, 9
+
+        def __init__(self, path):
+            super().__init__(3, 0)
+            Broken.last = self
+
+    monkeypatch.setattr("edgecv.workflows.video.OpenCvCapture", Broken)
+    (tmp_path / "clip.mp4").touch()
+    frames = file_frames(tmp_path / "clip.mp4")
+    assert [next(frames)[0].index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match=r"clip\.mp4: broken after 3 frames \(device is gone\)"):
+        next(frames)
+    assert Broken.last.closed
 
 
 def test_a_camera_is_closed_with_its_iterator():
