@@ -79,6 +79,9 @@ class Backend(Closing):
 
     def __init__(self, path: str | os.PathLike[str], options: RuntimeOptions | None = None) -> None:
         self.path = Path(path)
+        # what the library opens. Not the link that was given: external data would be looked for
+        # beside the link, and it is checked beside the file
+        self.file = Path(os.path.realpath(self.path))
         self.options = options or RuntimeOptions()
         self._in_flight = _InFlight()
         self._serial = threading.Lock()

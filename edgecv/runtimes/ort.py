@@ -64,10 +64,10 @@ class OrtBackend(Backend):
     def _open(self) -> Opened:
         import onnxruntime as ort
 
-        session = open_session(self.path, session_options(self.options), [CPU])
+        session = open_session(self.file, session_options(self.options), [CPU])
         self._session: ort.InferenceSession | None = session
         self._names = [output.name for output in session.get_outputs()]
-        path, threads = self.path, self.options.resolved_threads
+        file, threads = self.file, self.options.resolved_threads
         return Opened(
             inputs=tuple(map(tensor_of, session.get_inputs())),
             outputs=tuple(map(tensor_of, session.get_outputs())),
@@ -76,7 +76,7 @@ class OrtBackend(Backend):
                 version=ort.__version__,
                 device="CPU",
                 threads=threads,
-                read=lambda: Compute(CPU, optimized_types(path, threads)),
+                read=lambda: Compute(CPU, optimized_types(file, threads)),
             ),
         )
 

@@ -20,8 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
+from edgecv.files import make_folder
 from edgecv.runtimes.base import Array, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
 from edgecv.runtimes.computes import HEAVY, INTEGER_PREFIXES
+from edgecv.runtimes.filecheck import content_sha256
 from edgecv.runtimes.ort import (
     CPU,
     DTYPES,
@@ -39,6 +41,7 @@ REMEDY = (
     "pip uninstall onnxruntime; pip install 'edgecv[onnxruntime-gpu]' (both are one package; on a "
     "Jetson take NVIDIA's wheel for its JetPack)"
 )
+TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "float64": "fp64"}
 
 
@@ -90,10 +93,16 @@ class OrtCudaBackend(OrtBackend):
     def _open(self) -> Opened:
         import onnxruntime as ort
 
+        if self.options.precision == "tf32" and os.environ.get(TF32_SWITCH) == "0":
+            raise BackendUnavailable(
+                f"precision tf32 was asked for, and TF32 is off in this process ({TF32_SWITCH}=0, "
+                f"set outside or by an earlier session of onnxruntime-tensorrt); use a process of "
+                f"its own"
+            )
         if hasattr(ort, "preload_dlls"):  # 1.21: finds CUDA in NVIDIA's Python packages
             ort.preload_dlls()
         providers = self._providers(self.options)
-        session = open_session(self.path, session_options(self.options), providers)
+        session = open_session(self.file, session_options(self.options), providers)
         if self.provider not in session.get_providers():
             reason = _library_problem(self.provider) or "onnxruntime did not say why"
             raise BackendUnavailable(
@@ -101,7 +110,7 @@ class OrtCudaBackend(OrtBackend):
                 f"`edgecv doctor`"
             )
         inputs = tuple(map(tensor_of, session.get_inputs()))
-        ran = profile_nodes(self.path, self.options, providers, inputs)
+        ran = profile_nodes(self.file, self.options, providers, inputs)
         compute = self._check(ran)
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
@@ -168,12 +177,16 @@ class OrtTensorRtBackend(OrtCudaBackend):
     provider: ClassVar[str] = TENSORRT
 
     def _providers(self, options: RuntimeOptions) -> list[Any]:
-        folder = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
-        folder.mkdir(parents=True, exist_ok=True)
-        if options.precision != "tf32":
+        tf32 = options.precision == "tf32"
+        if not tf32:
             # The provider has no option for it and TensorRT's default is on; NVIDIA's libraries
             # read this variable when they start, which they do with the first session
-            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+            os.environ[TF32_SWITCH] = "0"
+        # a folder per content: the provider's key is made of the names in the graph, so that it
+        # gives the engine of one training to the file of the next
+        content = content_sha256(self.file)[:24] + ("-tf32" if tf32 else "")
+        base = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
+        folder = make_folder(base / content)
         settings = {
             "device_id": str(int(options.device or 0)),
             "trt_engine_cache_enable": "1",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from edgecv.errors import BackendUnavailable, RuntimeFailure
+from edgecv.files import make_folder
 from edgecv.onnxgraph import read_ends
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
+from edgecv.runtimes.filecheck import content_sha256
 from edgecv.spec import TensorSpec
 
 # OpenVINO's names of element types -> NumPy's
@@ -89,9 +92,11 @@ class OvBackend(Backend):
         if device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = str(self.options.resolved_threads)
         if self.options.cache_dir is not None:
-            settings["CACHE_DIR"] = str(self.options.cache_dir)
+            # a folder per content: OpenVINO's key is the path, the size and the time of the file
+            content = content_sha256(self.file)[:24]
+            settings["CACHE_DIR"] = str(make_folder(Path(self.options.cache_dir) / content))
         try:
-            compiled = core.compile_model(str(self.path), device, settings)
+            compiled = core.compile_model(str(self.file), device, settings)
         except RuntimeError as error:
             raise RuntimeFailure(
                 f"{self.path}: OpenVINO {ov.__version__} refuses this file: {_message(error)}"

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,11 +20,10 @@ from typing import Any
 
 from edgecv.enginefile import EngineHeader
 from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
-from edgecv.files import sha256_of
 from edgecv.onnxfile import read_metadata
 from edgecv.progress import Progress
 from edgecv.runtimes.base import RuntimeOptions
-from edgecv.runtimes.filecheck import check_file
+from edgecv.runtimes.filecheck import check_file, content_sha256
 from edgecv.runtimes.trt_network import heavy_nodes, size_ranges, tensors
 from edgecv.spec import TensorSpec
 
@@ -87,7 +87,7 @@ class BuildPlan:
     backend: str
     library_version: str
     gpus: tuple[str, ...]
-    model_sha256: str
+    model_sha256: str  # with its external data
     shapes: Mapping[str, tuple[int, int, int]]
     settings: Mapping[str, Any]
 
@@ -100,12 +100,14 @@ class BuildPlan:
 def plan_build(
     backend: str, path: Path, gpus: tuple[str, ...], options: RuntimeOptions
 ) -> BuildPlan:
-    """The plan for building ``path`` for ``gpus`` under ``options``."""
+    """The plan for building ``path`` for ``gpus`` under ``options``; a file that no library should
+    be asked to read is a :class:`~edgecv.errors.SpecError`."""
+    check_file(path)
     return BuildPlan(
         backend=backend,
         library_version=str(library(backend).__version__),
         gpus=gpus,
-        model_sha256=sha256_of(path),
+        model_sha256=content_sha256(path),
         shapes=dict(options.shapes),
         settings={"tf32": options.precision == "tf32", "dla_core": options.dla_core},
     )
@@ -119,14 +121,13 @@ def build_engine(
     Raises :class:`~edgecv.errors.RuntimeFailure` with TensorRT's own words where it refuses, and
     :class:`~edgecv.errors.InputError` where a symbolic size has no range.
     """
-    check_file(path)
     trt = library(plan.backend)
     logger = _logger(trt)
     builder = trt.Builder(logger)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)  # the network's weights are its: kept to the end
-    if not parser.parse_from_file(str(path)):
+    if not parser.parse_from_file(os.path.realpath(path)):  # whose external data was checked
         problems = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise _refusal(plan, path, [*problems, *logger.errors])
     metadata = read_metadata(path)
