@@ -177,20 +177,23 @@ class Backend(Closing):
 
         OpenVINO keeps its queue of requests full; other runtimes take one after the other. Feeds
         are taken from the iterable as they are needed, and must stay as they are until their
-        answer has come. Errors as of :meth:`run`; the model stays open until the last answer.
+        answer has come. Errors as of :meth:`run`: after :meth:`close` the next answer is one.
         """
-        self._enter()
-        try:
-            if self.concurrent:
-                yield from self._run_many(map(self._validated, many))
-            else:
-                for feeds in many:
-                    self._validated(feeds)
-                    with self._serial:
-                        answer = self._run(feeds)
-                    yield answer
-        finally:
-            self._in_flight.leave()
+        if not self.concurrent:
+            yield from map(self.run, many)
+            return
+        # counted in for each answer, not from first to last: a caller who keeps this iterator and
+        # asks no more of it would make close() wait for ever
+        answers = self._run_many(map(self._validated, many))
+        while True:
+            self._enter()
+            try:
+                answer = next(answers, None)
+            finally:
+                self._in_flight.leave()
+            if answer is None:
+                return
+            yield answer
 
     @final
     def close(self) -> None:

@@ -68,7 +68,7 @@ def _locked(path: Path) -> Iterator[None]:
         file = path.open("ab")
     except OSError as error:
         raise InputError(
-            f"{path.parent}: engines cannot be kept there ({error.strerror}); give another cache_dir"
+            f"{path.parent}: engines cannot be kept there ({error.strerror}); give another folder"
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a crash

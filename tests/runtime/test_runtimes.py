@@ -242,6 +242,11 @@ def test_run_many_answers_in_order_also_when_the_caller_stops_early(name):
         begun.close()
         with pytest.raises(FeedError):
             list(runtime.run_many([{"input": xs[0]}, {}]))
+        kept = runtime.run_many({"input": x} for x in xs)
+        next(kept)
+    # close() did not wait for a caller who asks for no more
+    with pytest.raises(RuntimeFailure, match="after close"):
+        next(kept)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
