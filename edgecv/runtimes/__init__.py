@@ -113,7 +113,8 @@ def _open_auto(path: str | os.PathLike[str], options: RuntimeOptions | None) -> 
             continue
         try:
             runtime = found(path, options)
-        except (RuntimeFailure, BackendUnavailable) as error:  # works here, not for this file
+        except (RuntimeFailure, BackendUnavailable, InputError) as error:
+            # works here, not for this file, these options, or sizes that nobody has named
             refused = refused or error
             reasons.append(f"{candidate}: {error}")
             continue

@@ -76,6 +76,7 @@ class Backend(Closing):
     name: ClassVar[str]
     concurrent: ClassVar[bool] = True  # whether _run itself may be entered by several threads
     reads_onnx: ClassVar[bool] = True  # whether the file must be ONNX, which is then checked
+    has_dla: ClassVar[bool] = False  # whether `dla_core` means something to it
 
     def __init__(self, path: str | os.PathLike[str], options: RuntimeOptions | None = None) -> None:
         self.path = Path(path)
@@ -87,6 +88,11 @@ class Backend(Closing):
         self._serial = threading.Lock()
         if not self.path.is_file():
             raise InputError(f"{self.path}: there is no such model file")
+        if self.options.dla_core is not None and not self.has_dla:
+            raise BackendUnavailable(
+                f"backend {self.name!r} has no DLA, and dla_core={self.options.dla_core} was asked "
+                f"for; use backend tensorrt on a Jetson that has one"
+            )
         if self.reads_onnx:
             check_file(self.path)
         opened = self._open()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgecv.errors import RuntimeFailure
+from edgecv.errors import BackendUnavailable, RuntimeFailure
 from edgecv.onnxgraph import read_graph
 from edgecv.runtimes.base import (
     Array,
@@ -64,6 +64,12 @@ class OrtBackend(Backend):
     def _open(self) -> Opened:
         import onnxruntime as ort
 
+        device = str(self.options.device or "CPU")
+        if device.upper() != "CPU":
+            raise BackendUnavailable(
+                f"backend {self.name!r} computes on the CPU, and device {device} was asked for; "
+                f"use openvino for Intel's devices, onnxruntime-cuda or tensorrt for NVIDIA's"
+            )
         session = open_session(self.file, session_options(self.options), [CPU])
         self._session: ort.InferenceSession | None = session
         self._names = [output.name for output in session.get_outputs()]

@@ -83,7 +83,7 @@ class OrtCudaBackend(OrtBackend):
 
     def _providers(self, options: RuntimeOptions) -> list[Any]:
         settings = {
-            "device_id": str(int(options.device or 0)),
+            "device_id": str(options.gpu_index),
             "use_tf32": "1" if options.precision == "tf32" else "0",
         }
         if options.cuda_graph:
@@ -120,7 +120,7 @@ class OrtCudaBackend(OrtBackend):
             info=RuntimeInfo(
                 backend=self.name,
                 version=ort.__version__,
-                device=f"GPU {int(self.options.device or 0)}",
+                device=f"GPU {self.options.gpu_index}",
                 threads=self.options.resolved_threads,
                 read=lambda: compute,
             ),
@@ -158,7 +158,7 @@ class OrtCudaBackend(OrtBackend):
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
             for name in self._names:
-                binding.bind_output(name, "cuda", int(self.options.device or 0))
+                binding.bind_output(name, "cuda", self.options.gpu_index)
             self._session.run_with_iobinding(binding)
             return dict(zip(self._names, binding.get_outputs(), strict=True))
         except Exception as error:
@@ -175,6 +175,7 @@ class OrtTensorRtBackend(OrtCudaBackend):
 
     name: ClassVar[str] = "onnxruntime-tensorrt"
     provider: ClassVar[str] = TENSORRT
+    has_dla: ClassVar[bool] = True
 
     def _providers(self, options: RuntimeOptions) -> list[Any]:
         tf32 = options.precision == "tf32"
@@ -188,7 +189,7 @@ class OrtTensorRtBackend(OrtCudaBackend):
         base = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
         folder = make_folder(base / content)
         settings = {
-            "device_id": str(int(options.device or 0)),
+            "device_id": str(options.gpu_index),
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(folder),
             "trt_timing_cache_enable": "1",
@@ -196,6 +197,12 @@ class OrtTensorRtBackend(OrtCudaBackend):
         }
         if options.cuda_graph:
             settings["trt_cuda_graph_enable"] = "1"
+        if options.dla_core:
+            # github.com/microsoft/onnxruntime issue 26680: engines run on core 0, whatever is asked
+            raise BackendUnavailable(
+                f"backend {self.name!r}: onnxruntime runs engines on DLA core 0 only, and "
+                f"{options.dla_core} was asked for; use backend tensorrt"
+            )
         if options.dla_core is not None:
             settings |= {"trt_dla_enable": "1", "trt_dla_core": str(options.dla_core)}
         return [(TENSORRT, settings), *super()._providers(options)]

@@ -124,7 +124,7 @@ class OvBackend(Backend):
         )
 
     def _device(self, available: list[str]) -> str:
-        device = (self.options.device or "CPU").upper()
+        device = str(self.options.device or "CPU").upper()
         if device.partition(":")[0] in FALLING_BACK:
             raise BackendUnavailable(
                 f"openvino: device {device} may run the model anywhere; name one of "

@@ -40,6 +40,7 @@ class TrtBackend(Backend):
     name: ClassVar[str] = "tensorrt"
     concurrent: ClassVar[bool] = False
     reads_onnx: ClassVar[bool] = False  # or an engine
+    has_dla: ClassVar[bool] = True
 
     @classmethod
     def probe(cls) -> Probe:
@@ -63,11 +64,13 @@ class TrtBackend(Backend):
 
     def _open(self) -> Opened:
         trt = library(self.name)
-        self._cuda = Cuda(int(self.options.device or 0))
+        self._cuda = Cuda(self.options.gpu_index)
         header, engine = read_engine(self._engine_path())
         self._check(header, str(trt.__version__))
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime: Any = trt.Runtime(self._logger)
+        if (core := self._dla_core(header)) is not None:
+            self._runtime.DLA_core = core  # the engine does not say on which; without this, on 0
         self._engine: Any = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise RuntimeFailure(
@@ -121,6 +124,17 @@ class TrtBackend(Backend):
                 f"{self.path}: this engine is for {', '.join(header.gpus)}, the GPU here is "
                 f"{self._cuda.gpu}; build it for that one from its .onnx file"
             )
+
+    def _dla_core(self, header: EngineHeader) -> int | None:
+        """The DLA core to run on: the one that was asked for, or that of the build."""
+        built: int | None = header.settings.get("dla_core")
+        asked = self.options.dla_core
+        if asked is not None and built is None:
+            raise BackendUnavailable(
+                f"{self.path}: dla_core={asked} was asked for, and this engine was built for the "
+                f"GPU alone; build it with --dla-core {asked}"
+            )
+        return built if asked is None else asked
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         self._cuda.use()  # the current GPU is a property of each thread
@@ -205,6 +219,7 @@ class TrtRtxBackend(TrtBackend):
     """TensorRT for RTX: engines are compiled ahead of time without a GPU, and finished on it."""
 
     name: ClassVar[str] = "tensorrt-rtx"
+    has_dla: ClassVar[bool] = False
 
 
 def _specs(tensors: tuple[Mapping[str, Any], ...]) -> tuple[TensorSpec, ...]:

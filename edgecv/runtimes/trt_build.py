@@ -103,6 +103,11 @@ def plan_build(
     """The plan for building ``path`` for ``gpus`` under ``options``; a file that no library should
     be asked to read is a :class:`~edgecv.errors.SpecError`."""
     check_file(path)
+    if options.dla_core is not None and backend != "tensorrt":
+        raise BackendUnavailable(
+            f"backend {backend!r} builds for GPUs alone, and DLA core {options.dla_core} was asked "
+            f"for; use --backend tensorrt on a Jetson that has one"
+        )
     return BuildPlan(
         backend=backend,
         library_version=str(library(backend).__version__),
@@ -169,6 +174,12 @@ def _config(trt: Any, builder: Any, plan: BuildPlan, progress: Progress) -> Any:
         for index, gpu in enumerate(plan.gpus):
             config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), index)
     if plan.settings["dla_core"] is not None:
+        if plan.settings["dla_core"] >= builder.num_DLA_cores:  # TensorRT would take the GPU
+            raise BackendUnavailable(
+                f"there is no DLA core {plan.settings['dla_core']} for {plan.backend} "
+                f"{plan.library_version} here: it finds {builder.num_DLA_cores} (TensorRT 10.8 to "
+                f"11.3 have none on a Jetson)"
+            )
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = plan.settings["dla_core"]
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)

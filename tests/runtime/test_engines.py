@@ -92,6 +92,19 @@ def test_build_refuses_what_it_cannot_do(tmp_path):
             build(READY_MODEL, backend="tensorrt")
 
 
+def test_an_engine_runs_on_the_dla_core_that_was_asked_for(tmp_path):
+    from edgecv.runtimes.trt import TrtBackend
+
+    backend = object.__new__(TrtBackend)
+    backend.path = tmp_path
+    on_dla = a_header(backend="tensorrt", settings={"tf32": False, "dla_core": 1})
+    for asked, header, core in ((None, a_header(), None), (None, on_dla, 1), (0, on_dla, 0)):
+        backend.options = RuntimeOptions(dla_core=asked)
+        assert backend._dla_core(header) == core
+    with pytest.raises(BackendUnavailable, match="built for the GPU alone"):
+        backend._dla_core(a_header())
+
+
 # --- with tensorrt_rtx: engines are really built ----------------------------------------------
 
 
@@ -146,6 +159,20 @@ def test_architectures_without_kernels_are_named(trt, tmp_path):
             build(READY_MODEL, backend="tensorrt-rtx", gpus=[gpu], output=target)
     with pytest.raises(InputError, match="expected sm and the compute capability"):
         build(READY_MODEL, backend="tensorrt-rtx", gpus=["8.6"], output=target)
+    assert not target.exists()
+
+
+def test_a_dla_is_never_replaced_by_the_gpu(trt, tmp_path):
+    from edgecv.runtimes.trt_build import BuildPlan, build_engine
+
+    target = tmp_path / "x.engine"
+    options = {"backend": "tensorrt-rtx", "gpus": ["sm86"], "output": target}
+    with pytest.raises(BackendUnavailable, match="builds for GPUs alone"):
+        build(READY_MODEL, dla_core=0, **options)
+    settings = {"tf32": False, "dla_core": 0}
+    plan = BuildPlan("tensorrt-rtx", trt.__version__, ("sm86",), "0" * 64, {}, settings)
+    with pytest.raises(BackendUnavailable, match="no DLA core 0"):
+        build_engine(plan, READY_MODEL, lambda *step: None)
     assert not target.exists()
 
 

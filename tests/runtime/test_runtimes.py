@@ -15,6 +15,7 @@ from edgecv.measure.seeded import seeded_pictures
 from edgecv.runtimes import (
     AUTO_ORDER,
     CPU_BACKENDS,
+    GPU_BACKENDS,
     _candidates,
     backend_class,
     open_backend,
@@ -126,6 +127,26 @@ def test_close_during_use_is_safe_and_use_after_close_is_an_error(name):
         runtime.run(feeds())
 
 
+def test_a_device_that_was_asked_for_is_never_replaced_by_the_cpu():
+    if "onnxruntime" in RUNNING:
+        with open_backend("onnxruntime", READY_MODEL, RuntimeOptions(device="cpu")) as runtime:
+            assert runtime.info.device == "CPU"
+    names = [name for name in CPU_BACKENDS if name in RUNNING]
+    for name in names if set(RUNNING) & set(GPU_BACKENDS) else [*names, "auto"]:
+        for device in ("7", "GPU.7"):  # a seventh GPU is nowhere
+            with pytest.raises(BackendUnavailable, match=f"device {device}"):
+                open_backend(name, READY_MODEL, RuntimeOptions(device=device))
+        with pytest.raises(BackendUnavailable, match=r"no DLA.*use backend tensorrt on a Jetson"):
+            open_backend(name, READY_MODEL, RuntimeOptions(dla_core=0))
+    assert RuntimeOptions().gpu_index == RuntimeOptions(device="gpu").gpu_index == 0
+    assert RuntimeOptions(device="1").gpu_index == 1
+    for device in ("CPU", "-1", "cuda"):
+        with pytest.raises(InputError, match=f"device {device}: a CUDA backend takes the index"):
+            _ = RuntimeOptions(device=device).gpu_index
+    with pytest.raises(InputError, match="dla_core"):
+        RuntimeOptions(dla_core=-1)
+
+
 def test_unknown_backends_are_named_with_the_known_ones():
     with pytest.raises(BackendUnavailable, match="known are auto, onnxruntime"):
         open_backend("tensorflow", READY_MODEL)
@@ -151,13 +172,16 @@ def test_auto_says_what_it_chose_and_why():
 def test_auto_takes_the_next_one_where_the_first_refuses_the_file(monkeypatch):
     first, second = [name for name in AUTO_ORDER if name in RUNNING][:2]
 
-    def refuse(self):
-        raise RuntimeFailure("not this file")
+    # a GPU's backend needs a range for each symbolic size, which is an InputError
+    for kind in (RuntimeFailure, InputError):
 
-    monkeypatch.setattr(backend_class(first), "_open", refuse)
-    with edgecv.load(READY_MODEL) as model:
-        assert model.info.backend == second
-        assert f"{first}: not this file" in model.info.reason
+        def refuse(self, kind=kind):
+            raise kind("not this file")
+
+        monkeypatch.setattr(backend_class(first), "_open", refuse)
+        with edgecv.load(READY_MODEL) as model:
+            assert model.info.backend == second
+            assert f"{first}: not this file" in model.info.reason
 
 
 def test_auto_follows_the_target_that_a_file_was_quantized_for(tmp_path):

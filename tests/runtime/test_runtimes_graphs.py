@@ -244,6 +244,13 @@ def test_tf32_is_off_for_good_once_it_was_turned_off(tiny, tmp_path, monkeypatch
         OrtCudaBackend(path, RuntimeOptions(precision="tf32"))
 
 
+def test_onnxruntime_runs_on_dla_core_0_only(tiny, tmp_path):
+    path = scaling(tiny, tmp_path / "m.onnx", 2, external=False)
+    tensorrt_folder(path, tmp_path, dla_core=0)
+    with pytest.raises(BackendUnavailable, match="DLA core 0 only"):
+        tensorrt_folder(path, tmp_path, dla_core=1)
+
+
 @pytest.mark.skipif("openvino" not in RUNNING, reason="openvino is not installed")
 def test_a_cache_folder_that_cannot_be_is_said(tiny, tmp_path):
     path = scaling(tiny, tmp_path / "m.onnx", 2, external=False)
