@@ -19,6 +19,7 @@ from edgecv.runtimes.base import (
     RuntimeOptions,
 )
 from edgecv.runtimes.computes import compute_types
+from edgecv.runtimes.library import import_library
 from edgecv.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -50,16 +51,10 @@ class OrtBackend(Backend):
     @classmethod
     def probe(cls) -> Probe:
         try:
-            import onnxruntime
-        except ImportError as error:
-            return Probe(
-                False,
-                reason=f"the package onnxruntime does not import ({error})",
-                remedy="pip install 'edgecv[onnxruntime]'",
-            )
-        return Probe(
-            True, version=onnxruntime.__version__, devices=("CPU",), precisions=("fp32", "int8")
-        )
+            ort = import_library("onnxruntime", "InferenceSession")
+        except BackendUnavailable as error:
+            return Probe(False, reason=str(error), remedy="pip install 'edgecv[onnxruntime]'")
+        return Probe(True, version=ort.__version__, devices=("CPU",), precisions=("fp32", "int8"))
 
     def _open(self) -> Opened:
         import onnxruntime as ort

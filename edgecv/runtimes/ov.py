@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from edgecv.files import make_folder
 from edgecv.onnxgraph import read_ends
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
 from edgecv.runtimes.filecheck import content_sha256
+from edgecv.runtimes.library import import_library
 from edgecv.spec import TensorSpec
 
 # OpenVINO's names of element types -> NumPy's
@@ -57,20 +59,17 @@ class OvBackend(Backend):
     @classmethod
     def probe(cls) -> Probe:
         try:
-            import openvino
-        except ImportError as error:
-            return Probe(
-                False,
-                reason=f"the package openvino does not import ({error})",
-                remedy="pip install 'edgecv[openvino]'",
-            )
-        core = openvino.Core()
-        devices = tuple(core.available_devices)
+            openvino = import_library("openvino", "Core")
+            core = openvino.Core()
+            devices = tuple(core.available_devices)
+        except (BackendUnavailable, RuntimeError) as error:
+            return Probe(False, reason=_message(error), remedy="pip install 'edgecv[openvino]'")
         found: dict[str, None] = {}
         for device in devices:
-            for capability in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
-                if (name := capability.lower()) in ("fp32", "bf16", "fp16", "int8"):
-                    found[name] = None
+            with contextlib.suppress(RuntimeError):  # a broken driver of another device
+                for capability in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+                    if (name := capability.lower()) in ("fp32", "bf16", "fp16", "int8"):
+                        found[name] = None
         usable = bool(devices)
         return Probe(
             usable,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -24,10 +23,12 @@ from edgecv.onnxfile import read_metadata
 from edgecv.progress import Progress
 from edgecv.runtimes.base import RuntimeOptions
 from edgecv.runtimes.filecheck import check_file, content_sha256
+from edgecv.runtimes.library import import_library
 from edgecv.runtimes.trt_network import heavy_nodes, size_ranges, tensors
 from edgecv.spec import TensorSpec
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+OLDEST_TENSORRT = 10
 REMEDIES = {
     "tensorrt-rtx": "pip install 'edgecv[tensorrt-rtx]'",
     "tensorrt": "on a Jetson: sudo apt install python3-libnvinfer, and a virtual environment made "
@@ -37,14 +38,20 @@ REMEDIES = {
 
 
 def library(backend: str) -> Any:
-    """The module of ``backend``; not installed is a :class:`BackendUnavailable`."""
+    """The module of ``backend``; not installed, or too old, is a :class:`BackendUnavailable`."""
     try:
-        return importlib.import_module(MODULES[backend])
-    except ImportError as error:
+        trt = import_library(MODULES[backend], "Builder")
+    except BackendUnavailable as error:
         raise BackendUnavailable(
-            f"backend {backend!r} is not usable here: the package {MODULES[backend]} does not "
-            f"import ({error}); {REMEDIES[backend]}"
+            f"backend {backend!r} is not usable here: {error}; {REMEDIES[backend]}"
         ) from error
+    if backend == "tensorrt" and int(trt.__version__.partition(".")[0]) < OLDEST_TENSORRT:
+        raise BackendUnavailable(
+            f"backend {backend!r} is not usable here: TensorRT {trt.__version__} has no strongly "
+            f"typed networks, in which precision is the file's; it takes {OLDEST_TENSORRT} or "
+            f"newer (JetPack 6.1)"
+        )
+    return trt
 
 
 def ahead_of_time_gpus(trt: Any) -> tuple[str, ...]:

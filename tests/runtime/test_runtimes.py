@@ -1,6 +1,7 @@
 """One conformance suite over all backends that are usable here, on the model in the wheel."""
 
 import dataclasses
+import sys
 import threading
 from pathlib import Path
 
@@ -320,7 +321,9 @@ def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-npu\nVersion: 1.0\n")
     (facts / "entry_points.txt").write_text(
         "[edgecv.backends]\nacme = acme_npu:Acme\nbroken = acme_npu:Nothing\nodd = acme_npu:Odd\n"
+        "asleep = acme_npu:Asleep\nloud = acme_loud:Acme\n"
     )
+    (tmp_path / "acme_loud.py").write_text("raise OSError('no libacme.so')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with edgecv.load(READY_MODEL, backend="acme") as model:
         assert model.info.backend == "acme"
@@ -329,6 +332,10 @@ def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
     probes = probe_backends()
     assert probes["acme"].usable
     assert "does not load" in probes["broken"].reason
+    # what another's code raises hides none of the backends
+    assert probes["asleep"].reason == "its probe fails (OSError: no device)"
+    assert "no libacme.so" in probes["loud"].reason
+    assert {name for name, probe in probes.items() if probe.usable} == {*USABLE, "acme"}
     with pytest.raises(BackendUnavailable, match="not a Backend class"):
         open_backend("odd", READY_MODEL)
 
@@ -358,7 +365,48 @@ class Acme(Backend):
 
     def _close(self):
         pass
+
+class Asleep(Acme):
+    @classmethod
+    def probe(cls):
+        raise OSError("no device")
 """
+
+
+@pytest.mark.parametrize(
+    ("package", "backend"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("onnxruntime", "onnxruntime-cuda"),
+        ("openvino", "openvino"),
+        ("tensorrt", "tensorrt"),
+        ("tensorrt_rtx", "tensorrt-rtx"),
+    ],
+)
+def test_what_is_left_of_a_package_is_no_backend(package, backend, tmp_path, monkeypatch):
+    (tmp_path / package).mkdir()  # a folder without files imports, as a namespace
+    (tmp_path / package / "__init__.py").write_text("")
+    for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        probe = probe_backends()[backend]
+    finally:
+        sys.modules.pop(package, None)
+    assert not probe.usable
+    assert f"the package {package} is damaged: {tmp_path}" in probe.reason
+
+
+def test_a_tensorrt_without_strongly_typed_networks_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt.py").write_text("__version__ = '8.6.1'\nclass Builder: pass")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        probe = probe_backends()["tensorrt"]
+    finally:
+        sys.modules.pop("tensorrt", None)
+    assert not probe.usable
+    assert "TensorRT 8.6.1 has no strongly typed networks" in probe.reason
 
 
 @pytest.mark.parametrize(
