@@ -189,7 +189,7 @@ class TrtBackend(Backend):
         """Launch the recorded graph of these shapes; the first run goes without, the second is
         recorded: TensorRT sets itself up in the first, which a recording must not hold."""
         if shapes not in self._graphs:
-            self._graphs.clear()  # addresses in older graphs may have been freed since
+            self._forget_graphs()  # addresses in older graphs may have been freed since
             self._enqueue()
             self._graphs[shapes] = None
         elif (graph := self._graphs[shapes]) is None:
@@ -201,11 +201,14 @@ class TrtBackend(Backend):
         else:
             self._cuda.replay(graph, self._stream)
 
-    def _close(self) -> None:
-        self._cuda.use()
+    def _forget_graphs(self) -> None:
         for graph in filter(None, self._graphs.values()):
             self._cuda.call(self._cuda.api.cudaGraphExecDestroy, graph)
         self._graphs.clear()
+
+    def _close(self) -> None:
+        self._cuda.use()
+        self._forget_graphs()
         for buffer in self._buffers.values():
             buffer.close()
         # in this order: a context must not outlive its engine, nor an engine its runtime

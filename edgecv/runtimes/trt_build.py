@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,11 +148,14 @@ def build_engine(
     inputs = tensors(network.num_inputs, network.get_input)
     outputs = tensors(network.num_outputs, network.get_output)
     ranges = size_ranges(inputs, plan.shapes, metadata, path)
-    config = _config(trt, builder, plan, progress)
+    config = _config(trt, builder, plan)
+    monitor = config.progress_monitor = _monitor(trt, progress)
     if ranges:
         config.add_optimization_profile(_profile(builder, inputs, ranges))
-    with _timing_cache(plan, config, timing_folder):
+    with _timing_cache(plan, config, timing_folder), _interruptible(monitor):
         engine = builder.build_serialized_network(network, config)
+    if monitor.error is not None:
+        raise monitor.error
     if engine is None:
         raise _refusal(plan, path, logger.errors)
     data = bytes(engine)
@@ -170,10 +175,9 @@ def build_engine(
     return header, data
 
 
-def _config(trt: Any, builder: Any, plan: BuildPlan, progress: Progress) -> Any:
+def _config(trt: Any, builder: Any, plan: BuildPlan) -> Any:
     """How ``plan`` wants the engine built, for which GPUs, on which of the machine's cores."""
     config = builder.create_builder_config()
-    config.progress_monitor = _monitor(trt, progress)
     (config.set_flag if plan.settings["tf32"] else config.clear_flag)(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if plan.backend == "tensorrt-rtx":
@@ -223,29 +227,54 @@ def _logger(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's phases, each as a line of progress. Ctrl-C ends the build at its next step."""
+    """TensorRT's phases, each as a line of progress. ``error`` ends the build at its next step: an
+    exception that is raised in a callback is printed by TensorRT and forgotten."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}
+            self.error: BaseException | None = None
+
+        def tell(self, phase: str, done: int, total: int) -> None:
+            try:
+                progress(phase, done, total)
+            except BaseException as error:
+                self.error = self.error or error
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self.totals[phase] = steps
-            progress(phase, 0, steps)
+            self.tell(phase, 0, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                progress(phase, step, self.totals.get(phase, 0))
-            except KeyboardInterrupt:
-                return False
-            return True
+            self.tell(phase, step, self.totals.get(phase, 0))
+            return self.error is None
 
         def phase_finish(self, phase: str) -> None:
             total = self.totals.pop(phase, 0)
-            progress(phase, total, total)
+            self.tell(phase, total, total)
 
     return Monitor()
+
+
+@contextlib.contextmanager
+def _interruptible(monitor: Any) -> Iterator[None]:
+    """Ctrl-C becomes the monitor's error. Python's own handler raises it on entry to a callback,
+    where nothing can catch it. Another handler than Python's is left alone."""
+    python = signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not python:
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        monitor.error = monitor.error or KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, python)
 
 
 @contextlib.contextmanager

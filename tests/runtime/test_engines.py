@@ -1,10 +1,13 @@
 """Engines: really built by TensorRT-RTX without a GPU, cached, damaged, refused."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -105,6 +108,34 @@ def test_an_engine_runs_on_the_dla_core_that_was_asked_for(tmp_path):
         backend._dla_core(a_header())
 
 
+def test_a_recorded_graph_is_given_back_when_another_takes_its_place():
+    from edgecv.runtimes.trt import TrtBackend
+
+    alive, launched = set(), []
+
+    @contextlib.contextmanager
+    def capture(stream, into):
+        yield
+        into.append(f"graph {len(launched)}")
+        alive.add(into[0])
+
+    backend = object.__new__(TrtBackend)
+    backend._graphs, backend._stream, backend._enqueue = {}, 0, lambda: None
+    backend._cuda = types.SimpleNamespace(
+        api=types.SimpleNamespace(cudaGraphExecDestroy=alive.remove),
+        call=lambda function, *arguments: function(*arguments),
+        capture=capture,
+        replay=lambda graph, stream: launched.append(graph),
+    )
+    for shape in ((1, 3), (2, 3), (1, 3)):
+        for _ in range(4):  # enqueued, recorded, and replayed from there on
+            backend._replay((shape,))
+        assert len(alive) == 1
+    assert len(launched) == 9
+    backend._forget_graphs()
+    assert not alive
+
+
 # --- with tensorrt_rtx: engines are really built ----------------------------------------------
 
 
@@ -174,6 +205,22 @@ def test_a_dla_is_never_replaced_by_the_gpu(trt, tmp_path):
     with pytest.raises(BackendUnavailable, match="no DLA core 0"):
         build_engine(plan, READY_MODEL, lambda *step: None)
     assert not target.exists()
+
+
+def test_an_interrupt_ends_the_build(trt, tmp_path):
+    def ctrl_c(*step):
+        signal.raise_signal(signal.SIGINT)
+
+    def fail(*step):
+        raise ZeroDivisionError
+
+    target = tmp_path / "x.engine"
+    options = {"backend": "tensorrt-rtx", "gpus": ["sm86"], "output": target}
+    for progress, error in ((ctrl_c, KeyboardInterrupt), (fail, ZeroDivisionError)):
+        with pytest.raises(error):
+            build(READY_MODEL, progress=progress, **options)
+    assert not target.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_fp16_builds_for_turing_too(trt, tiny, tmp_path):
