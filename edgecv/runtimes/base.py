@@ -17,6 +17,7 @@ Feeds are validated here, once, so that the same mistake gets the same error eve
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,6 +78,8 @@ class Backend(Closing):
     concurrent: ClassVar[bool] = True  # whether _run itself may be entered by several threads
     reads_onnx: ClassVar[bool] = True  # whether the file must be ONNX, which is then checked
     has_dla: ClassVar[bool] = False  # whether `dla_core` means something to it
+    # least and most that one run takes of the first input where its first size is symbolic
+    batch_range: tuple[int, int] = (1, sys.maxsize)
 
     def __init__(self, path: str | os.PathLike[str], options: RuntimeOptions | None = None) -> None:
         self.path = Path(path)

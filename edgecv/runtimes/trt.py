@@ -89,6 +89,8 @@ class TrtBackend(Backend):
         self._buffers = {t.name: DeviceBuffer(self._cuda) for t in (*inputs, *outputs)}
         self._allocators = {t.name: _allocator(trt, self._buffers[t.name]) for t in outputs}
         self._graphs: dict[tuple[tuple[int, ...], ...], Any] = {}
+        if inputs and (sizes := header.profile.get(str(next(iter(inputs[0].shape), "")))):
+            self.batch_range = sizes[0], sizes[2]
         provider = f"{self.name} on {self._cuda.gpu}"
         return Opened(
             inputs,

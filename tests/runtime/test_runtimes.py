@@ -456,6 +456,27 @@ def test_one_picture_a_list_and_many():
             model(pictures[0], conf=0.5)
 
 
+def test_an_engine_for_a_range_of_batches_is_run_as_often_as_it_takes():
+    pictures = np.random.default_rng(2).standard_normal((7, 3, 64, 64)).astype(np.float32)
+    with edgecv.load(READY_MODEL, backend=RUNNING[0]) as model:
+        expected = model.infer(pictures)["logits"]
+        sizes, run = [], model.runtime._run
+
+        def recorded(feeds):
+            sizes.append(len(feeds["input"]))
+            return run(feeds)
+
+        model.runtime._run = recorded
+        for batch_range, wanted in (((1, 3), [3, 3, 1]), ((2, 3), [3, 3, 2]), ((8, 9), [8])):
+            model.runtime.batch_range = batch_range
+            sizes.clear()
+            got = model.infer(pictures)["logits"]
+            assert sizes == wanted
+            assert got.shape == expected.shape
+            # as for any batch: 1e-5 of the largest
+            assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("name", RUNNING)
 def test_the_self_test_holds_on_this_machine(name):
     # the answers in the file are onnxruntime's, so this is also one runtime against another
