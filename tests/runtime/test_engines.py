@@ -181,6 +181,16 @@ def test_each_architecture_builds_on_its_own(gpu, trt, tmp_path):
     assert result.header.gpus == (gpu,)
 
 
+def test_a_gpu_named_twice_is_one_and_the_model_is_never_replaced(trt, tmp_path):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(READY_MODEL.read_bytes())
+    options = {"backend": "tensorrt-rtx", "gpus": ["sm86", "sm86"]}
+    with pytest.raises(InputError, match="is the model itself"):
+        build(model, output=model, **options)
+    assert model.read_bytes() == READY_MODEL.read_bytes()
+    assert build(model, output=tmp_path / "m.engine", **options).header.gpus == ("sm86",)
+
+
 def test_architectures_without_kernels_are_named(trt, tmp_path):
     target = tmp_path / "x.engine"
     with pytest.raises(RuntimeFailure, match=r"lacks these kernels for sm75.*fp16.*FP32 GEMM"):
