@@ -226,10 +226,16 @@ class _Binding:
 
     def run(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
         shapes = [array.shape for array in (*feeds.values(), *buffers.values())]
-        known = shapes == self._shapes and all(
-            bound.get(name) is array
-            for bound, arrays in zip(self._bound, (feeds, buffers), strict=True)
-            for name, array in arrays.items()
+        # what cannot be written to cannot be shared with OpenVINO either: it is copied, each time
+        shared = all(array.flags.writeable for array in feeds.values())
+        known = (
+            shared
+            and shapes == self._shapes
+            and all(
+                bound.get(name) is array
+                for bound, arrays in zip(self._bound, (feeds, buffers), strict=True)
+                for name, array in arrays.items()
+            )
         )
         if not known:
             self._bind(feeds, buffers)
@@ -242,7 +248,8 @@ class _Binding:
         import openvino as ov
 
         for name, array in feeds.items():
-            self._request.set_input_tensor(self._ports[name], ov.Tensor(array, shared_memory=True))
+            tensor = ov.Tensor(array, shared_memory=bool(array.flags.writeable))
+            self._request.set_input_tensor(self._ports[name], tensor)
         for name, array in buffers.items():
             self._request.set_output_tensor(
                 self._results[name], ov.Tensor(array, shared_memory=True)

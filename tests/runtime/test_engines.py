@@ -95,6 +95,21 @@ def test_build_refuses_what_it_cannot_do(tmp_path):
             build(READY_MODEL, backend="tensorrt")
 
 
+def test_an_engine_of_another_gpu_library_or_version_is_refused(tmp_path):
+    from edgecv.runtimes.trt import TrtRtxBackend
+
+    backend = object.__new__(TrtRtxBackend)
+    backend.path, backend._cuda = tmp_path, types.SimpleNamespace(gpu="sm89")
+    backend._check(a_header(), "1.7")
+    for header, version, message in (
+        (a_header(), "1.8", "is for tensorrt-rtx 1.7, here is tensorrt-rtx 1.8; build it again"),
+        (a_header(backend="tensorrt"), "1.7", "is for tensorrt 1.7, here is tensorrt-rtx"),
+        (a_header(gpus=("sm80", "sm86")), "1.7", "is for sm80, sm86, the GPU here is sm89"),
+    ):
+        with pytest.raises(BackendUnavailable, match=message):
+            backend._check(header, version)
+
+
 def test_an_engine_runs_on_the_dla_core_that_was_asked_for(tmp_path):
     from edgecv.runtimes.trt import TrtBackend
 

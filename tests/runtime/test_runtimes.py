@@ -255,6 +255,19 @@ def test_run_into_fills_the_callers_own_buffers(name):
 
 
 @pytest.mark.parametrize("name", USABLE)
+def test_feeds_that_cannot_be_written_to_are_read_each_time(name):
+    backing = bytearray(feeds()["input"].tobytes())
+    x = np.frombuffer(backing, np.float32).reshape(SHAPE)
+    x.flags.writeable = False  # as PIL's pictures and memory maps are
+    out = np.empty((2, 10), np.float32)
+    with open_backend(name, READY_MODEL) as runtime:
+        for _ in range(2):
+            runtime.run_into({"input": x}, {"logits": out})
+            np.testing.assert_array_equal(out, runtime.run({"input": x})["logits"])
+            backing[:] = (x * 2).tobytes()
+
+
+@pytest.mark.parametrize("name", USABLE)
 def test_run_many_answers_in_order_also_when_the_caller_stops_early(name):
     xs = [np.full((1, 3, 64, 64), i / 9, np.float32) for i in range(9)]
     with open_backend(name, READY_MODEL, RuntimeOptions(threads=1, streams=1)) as runtime:
@@ -312,6 +325,23 @@ def test_the_profile_says_who_ran_each_node():
     backend.path, backend.options = READY_MODEL, options
     with pytest.raises(BackendUnavailable, match=r"52 Conv, 1 Gemm of it on the CPU"):
         backend._check(ran)
+
+
+def test_an_engine_that_a_command_has_to_build_first_is_heard_of(monkeypatch, tmp_path):
+    from edgecv.runtimes.fake import FakeBackend
+    from edgecv.workflows.evaluate import evaluate
+    from edgecv.workflows.verify import verify
+
+    def opened(self):
+        self.options.progress("Building engine", 0, 1)
+        raise RuntimeFailure("far enough")
+
+    monkeypatch.setattr(FakeBackend, "_open", opened)
+    heard = []
+    for work in (verify, lambda model, **options: evaluate(model, tmp_path, **options)):
+        with pytest.raises(RuntimeFailure, match="far enough"):
+            work(READY_MODEL, backend="fake", progress=lambda *step: heard.append(step))
+    assert heard == [("Building engine", 0, 1)] * 2
 
 
 def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
