@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from edgecv.errors import BackendUnavailable, RuntimeFailure
 from edgecv.files import make_folder
-from edgecv.onnxgraph import read_ends
+from edgecv.onnxgraph import Symbols, read_ends
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
 from edgecv.runtimes.filecheck import content_sha256
 from edgecv.runtimes.library import import_library
@@ -266,14 +266,16 @@ class _Binding:
                 )
 
 
-def _tensor(port: Any, declared: Iterable[str]) -> TensorSpec:
+def _tensor(port: Any, declared: Mapping[str, Symbols]) -> TensorSpec:
+    """A port under the names that the file has for it and its sizes, which OpenVINO drops."""
     known = port.get_names()
     name = next((n for n in declared if n in known), None) or port.get_any_name()
     element = port.get_element_type().get_type_name()
     if element not in DTYPES:
         raise RuntimeFailure(f"tensor {name!r} is of {element}; EdgeCV runs plain tensors")
+    symbols = dict(enumerate(declared.get(name, ())))
     shape = tuple(
-        size.get_length() if size.is_static else f"{name}_{axis}"
+        size.get_length() if size.is_static else symbols.get(axis) or f"{name}_{axis}"
         for axis, size in enumerate(port.get_partial_shape())
     )
     return TensorSpec(name, shape, DTYPES[element])

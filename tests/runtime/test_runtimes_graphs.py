@@ -59,6 +59,10 @@ def test_symbolic_sizes_and_several_tensors(name, tiny, tmp_path):
             answer = runtime.run({"b": b, "a": a})
             np.testing.assert_array_equal(answer["sum"], a + b)
             np.testing.assert_array_equal(answer["product"], a * b)
+        assert {t.shape for t in (*runtime.inputs, *runtime.outputs)} == {("N", "M")}
+        # sizes of one name are equal: no runtime may stretch the one to the other
+        with pytest.raises(FeedError, match=r"takes float32 \[N, M\], got float32 \[2, 5\]"):
+            runtime.run({"a": np.ones((1, 5), np.float32), "b": np.ones((2, 5), np.float32)})
 
 
 def quantized(tiny):
