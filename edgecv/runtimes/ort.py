@@ -121,11 +121,17 @@ def session_options(options: RuntimeOptions) -> onnxruntime.SessionOptions:
 def open_session(
     path: Path, settings: onnxruntime.SessionOptions, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
-    """A session on ``path``; what the runtime refuses is a :class:`RuntimeFailure`."""
+    """A session on ``path``; what the runtime refuses is a :class:`RuntimeFailure`.
+
+    Without onnxruntime's fallback: where a provider fails, to start or in the middle of a run, it
+    would print so on stdout and go on with another, on the CPU in the end.
+    """
     import onnxruntime as ort
 
     try:
-        return ort.InferenceSession(str(path), settings, providers=providers)
+        session = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+        session.disable_fallback()  # versions that do not know the argument ignore it
+        return session
     except Exception as error:
         raise RuntimeFailure(
             f"{path}: onnxruntime {ort.__version__} refuses this file: {message(error)}"

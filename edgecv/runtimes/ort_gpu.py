@@ -102,7 +102,15 @@ class OrtCudaBackend(OrtBackend):
         if hasattr(ort, "preload_dlls"):  # 1.21: finds CUDA in NVIDIA's Python packages
             ort.preload_dlls()
         providers = self._providers(self.options)
-        session = open_session(self.file, session_options(self.options), providers)
+        settings = session_options(self.options)
+        try:
+            session = open_session(self.file, settings, providers)
+        except RuntimeFailure as error:
+            open_session(self.file, settings, [CPU])  # or the file is what is wrong
+            raise BackendUnavailable(
+                f"backend {self.name!r}: {self.provider} could not be started ({error}); see "
+                f"`edgecv doctor`"
+            ) from error
         if self.provider not in session.get_providers():
             reason = _library_problem(self.provider) or "onnxruntime did not say why"
             raise BackendUnavailable(

@@ -344,6 +344,47 @@ def test_an_engine_that_a_command_has_to_build_first_is_heard_of(monkeypatch, tm
     assert heard == [("Building engine", 0, 1)] * 2
 
 
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_a_provider_that_fails_in_a_run_is_not_replaced(capfd):
+    from onnxruntime.capi import _pybind_state
+
+    class Gone:  # the session below the Python one
+        def __init__(self, session):
+            self.session = session
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+        def run(self, *arguments):
+            raise _pybind_state.EPFail("the GPU is gone")
+
+    with open_backend("onnxruntime", READY_MODEL) as runtime:
+        runtime._session._sess = Gone(runtime._session._sess)
+        with pytest.raises(RuntimeFailure, match="the GPU is gone"):
+            runtime.run(feeds())
+    assert not capfd.readouterr().out
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_a_provider_that_does_not_start_says_why(monkeypatch, tmp_path):
+    from edgecv.runtimes import ort_gpu
+
+    real = ort_gpu.open_session
+
+    def failing(path, settings, providers):
+        if providers != [ort_gpu.CPU]:
+            raise RuntimeFailure("CUDA failure 35")
+        return real(path, settings, providers)
+
+    monkeypatch.setattr(ort_gpu, "open_session", failing)
+    with pytest.raises(BackendUnavailable, match=r"could not be started \(CUDA failure 35\)"):
+        ort_gpu.OrtCudaBackend(READY_MODEL)
+    bad = tmp_path / "bad.onnx"  # a graph without an operator set
+    bad.write_bytes(b"\x3a\x02\x12\x00")
+    with pytest.raises(RuntimeFailure, match="refuses this file"):
+        ort_gpu.OrtCudaBackend(bad)
+
+
 def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
     (tmp_path / "acme_npu.py").write_text(PLUGIN)
     facts = tmp_path / "acme_npu-1.0.dist-info"  # what pip leaves of an installed package
