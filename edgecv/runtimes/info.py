@@ -37,7 +37,8 @@ class RuntimeOptions:
     ``shapes``: for engines of files with symbolic sizes, ``{symbol: (least, usual, most)}``.
     ``dla_core``: run on this core of a Jetson's DLA (with the GPU for what it cannot do); an error
     where the backend has no DLA.
-    ``cuda_graph``: replay a recorded CUDA graph; for fixed shapes only.
+    ``cuda_graph``: replay a recorded CUDA graph; for fixed shapes only (onnxruntime takes those of
+    symbolic sizes from ``shapes``).
     ``progress``: hears of the stages of an engine's build.
     """
 

@@ -13,15 +13,16 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
 
 from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
 from edgecv.files import make_folder
-from edgecv.runtimes.base import Array, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
+from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
 from edgecv.runtimes.computes import HEAVY, INTEGER_PREFIXES
 from edgecv.runtimes.filecheck import content_sha256
 from edgecv.runtimes.ort import (
@@ -54,6 +55,8 @@ class OrtCudaBackend(OrtBackend):
 
     name: ClassVar[str] = "onnxruntime-cuda"
     provider: ClassVar[str] = CUDA
+    memory: ClassVar[str] = "cuda"  # onnxruntime's name of the device
+    _graph: FixedMemory | None = None  # where a CUDA graph is replayed
 
     @classmethod
     def probe(cls) -> Probe:
@@ -103,6 +106,9 @@ class OrtCudaBackend(OrtBackend):
             ort.preload_dlls()
         providers = self._providers(self.options)
         settings = session_options(self.options)
+        if self.options.cuda_graph:
+            for symbol, (_, usual, _) in self.options.shapes.items():
+                settings.add_free_dimension_override_by_name(symbol, usual)
         try:
             session = open_session(self.file, settings, providers)
         except RuntimeFailure as error:
@@ -118,13 +124,20 @@ class OrtCudaBackend(OrtBackend):
                 f"`edgecv doctor`"
             )
         inputs = tuple(map(tensor_of, session.get_inputs()))
-        ran = profile_nodes(self.file, self.options, providers, inputs)
+        outputs = tuple(map(tensor_of, session.get_outputs()))
+        plain = replace(self.options, cuda_graph=False)  # one run shows nothing of a recording
+        ran = profile_nodes(self.file, self.options, self._providers(plain), inputs)
         compute = self._check(ran)
+        if self.options.cuda_graph:
+            place = (self.memory, self.options.gpu_index)
+            self._graph = FixedMemory(session, inputs, outputs, place, self.path)
+            if inputs and inputs[0].shape and isinstance(size := inputs[0].shape[0], int):
+                self.batch_range = size, size
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
         return Opened(
             inputs=inputs,
-            outputs=tuple(map(tensor_of, session.get_outputs())),
+            outputs=outputs,
             info=RuntimeInfo(
                 backend=self.name,
                 version=ort.__version__,
@@ -133,6 +146,24 @@ class OrtCudaBackend(OrtBackend):
                 read=lambda: compute,
             ),
         )
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self._graph is None:
+            return super()._run(feeds)
+        try:
+            return self._graph.run(feeds)
+        except Exception as error:
+            raise RuntimeFailure(f"{self.path}: onnxruntime: {message(error)}") from error
+
+    def _run_into(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
+        if self._graph is None:
+            super()._run_into(feeds, buffers)
+        else:  # the graph knows its own memory only
+            Backend._run_into(self, feeds, buffers)
+
+    def _close(self) -> None:
+        self._graph = None
+        super()._close()
 
     def _check(self, ran: list[NodeRun]) -> Compute:
         """The compute that the profile shows; arithmetic on the CPU is an error."""
@@ -159,6 +190,11 @@ class OrtCudaBackend(OrtBackend):
         For callers who go on computing there: ``value.data_ptr()``, ``value.shape()``.
         """
         self._validate(feeds, self._expected, "input")
+        if self._graph is not None:
+            raise InputError(
+                f"{self.path.name}: answers of a CUDA graph lie in memory that its next run "
+                f"overwrites; leave cuda_graph out to keep them on the GPU"
+            )
         self._enter()
         try:
             assert self._session is not None  # _enter() refuses closed backends
@@ -166,7 +202,7 @@ class OrtCudaBackend(OrtBackend):
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
             for name in self._names:
-                binding.bind_output(name, "cuda", self.options.gpu_index)
+                binding.bind_output(name, self.memory, self.options.gpu_index)
             self._session.run_with_iobinding(binding)
             return dict(zip(self._names, binding.get_outputs(), strict=True))
         except Exception as error:
@@ -214,6 +250,50 @@ class OrtTensorRtBackend(OrtCudaBackend):
         if options.dla_core is not None:
             settings |= {"trt_dla_enable": "1", "trt_dla_core": str(options.dla_core)}
         return [(TENSORRT, settings), *super()._providers(options)]
+
+
+class FixedMemory:
+    """A session's inputs and outputs at addresses that stay: a CUDA graph is a recording of them.
+
+    With inputs anywhere else a graph answers what lay at its own addresses, the picture of an
+    earlier run. One run at a time. Raises :class:`~edgecv.errors.InputError` for symbolic sizes.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        place: tuple[str, int],
+        path: Path,
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        self._lock, self._session, self._binding = Lock(), session, session.io_binding()
+        values: dict[str, Any] = {}
+        for tensor in (*inputs, *outputs):
+            if symbols := [size for size in tensor.shape if isinstance(size, str)]:
+                raise InputError(
+                    f"{path}: cuda_graph needs fixed sizes, and {tensor.name!r} has "
+                    f"{', '.join(symbols)}; give each by RuntimeOptions(shapes="
+                    f"{{{symbols[0]!r}: (1, 1, 1)}}), or export the model with fixed sizes"
+                )
+            values[tensor.name] = OrtValue.ortvalue_from_shape_and_type(
+                list(tensor.shape), np.dtype(tensor.dtype).type, *place
+            )
+        self._inputs = {tensor.name: values[tensor.name] for tensor in inputs}
+        self._outputs = {tensor.name: values[tensor.name] for tensor in outputs}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        with self._lock:
+            for name, value in self._inputs.items():
+                value.update_inplace(feeds[name])
+            self._session.run_with_iobinding(self._binding)
+            return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
 
 
 @dataclass(frozen=True)

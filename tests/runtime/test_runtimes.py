@@ -385,6 +385,44 @@ def test_a_provider_that_does_not_start_says_why(monkeypatch, tmp_path):
         ort_gpu.OrtCudaBackend(bad)
 
 
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_a_cuda_graph_runs_in_memory_that_stays():
+    from edgecv.runtimes import ort_gpu
+    from edgecv.runtimes.base import Compute
+
+    class OnTheCpu(ort_gpu.OrtCudaBackend):  # all of it but the GPU
+        provider, memory = ort_gpu.CPU, "cpu"
+
+        def _providers(self, options):
+            return [ort_gpu.CPU]
+
+        def _check(self, ran):
+            return Compute("cpu", {"fp32": len(ran)})
+
+    with pytest.raises(InputError, match=r"cuda_graph needs fixed sizes, and 'input' has N"):
+        OnTheCpu(READY_MODEL, RuntimeOptions(cuda_graph=True))
+    options = RuntimeOptions(cuda_graph=True, shapes={"N": (1, 2, 4)}, threads=1)
+    with OnTheCpu(READY_MODEL, options) as runtime, OnTheCpu(READY_MODEL) as plain:
+        assert runtime.inputs[0].shape == SHAPE
+        assert runtime.batch_range == (2, 2)
+        places = [value.data_ptr() for value in runtime._graph._inputs.values()]
+        answers, out = [], np.empty((2, 10), np.float32)
+        for factor in (1, 2, 3):
+            x = {"input": feeds()["input"] * np.float32(factor)}
+            answers.append((runtime.run(x)["logits"], plain.run(x)["logits"]))
+            runtime.run_into(x, {"logits": out})
+            np.testing.assert_array_equal(out, answers[-1][0])
+        assert places == [value.data_ptr() for value in runtime._graph._inputs.values()]
+        for got, expected in answers:  # each its own, also after the runs that followed
+            assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+        with pytest.raises(FeedError, match=r"takes float32 \[2, 3, 64, 64\]"):
+            runtime.run({"input": np.zeros((1, 3, 64, 64), np.float32)})
+        with pytest.raises(InputError, match="leave cuda_graph out"):
+            runtime.run_on_device(feeds())
+        stays = plain.run_on_device(feeds())["logits"]
+        np.testing.assert_array_equal(stays.numpy(), plain.run(feeds())["logits"])
+
+
 def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
     (tmp_path / "acme_npu.py").write_text(PLUGIN)
     facts = tmp_path / "acme_npu-1.0.dist-info"  # what pip leaves of an installed package
