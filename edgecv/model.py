@@ -149,18 +149,22 @@ class Model(Closing):
     def infer(self, batch: NDArray[Any]) -> dict[str, Array]:
         """The output tensors for a prepared batch (``spec.inputs[0]``), any N of at least one.
 
-        A file with a fixed batch is run as often as it takes; what its last run lacks is filled
-        with zeros, and the answers to those are cut off.
+        A file with a fixed batch, or an engine for a range of them, is run as often as it takes;
+        what its last run lacks is filled with zeros, and the answers to those are cut off.
         """
         if len(batch) == 0:
             raise InputError("there are no pictures: the batch is empty")
         (tensor,) = self.spec.inputs
-        size = tensor.shape[0] if isinstance(tensor.shape[0], int) else min(MAX_BATCH, len(batch))
+        least, most = self.runtime.batch_range
+        if isinstance(tensor.shape[0], int):
+            least = size = tensor.shape[0]
+        else:
+            size = max(least, min(MAX_BATCH, most, len(batch)))
         parts: list[Mapping[str, Array]] = []
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
-            if len(part) < size and isinstance(tensor.shape[0], int):
-                padding = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
+            if len(part) < least:
+                padding = np.zeros((least - len(part), *part.shape[1:]), part.dtype)
                 part = np.concatenate([part, padding])
             parts.append(self.runtime.run({tensor.name: part}))
         if len(parts) == 1 and len(batch) == size:

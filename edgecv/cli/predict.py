@@ -46,6 +46,7 @@ def command(
     Ctrl-C ends a camera; what is done is kept, and the exit code is 130.
     """
     from edgecv.model import load
+    from edgecv.runtimes.base import RuntimeOptions
     from edgecv.workflows.predict import predict
     from edgecv.workflows.saving import Saver
     from edgecv.workflows.sources import find_sources
@@ -56,9 +57,10 @@ def command(
         out.note(f"left out {len(others)} files that are no pictures, such as {others[0]}")
     told = _Told()
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(load(model, backend=backend))
+        progress = stack.enter_context(out.progress())  # an engine that has to be built is heard of
+        options = RuntimeOptions(progress=progress)
+        opened = stack.enter_context(load(model, backend=backend, options=options))
         saver = stack.enter_context(Saver(save, found)) if save is not None else None
-        progress = stack.enter_context(out.progress())
         backend_name = opened.info.backend
         answers = predict(opened, found, progress, conf=conf, iou=iou, note=out.note)
         _tell(answers, saver, told, out)

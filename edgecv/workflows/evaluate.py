@@ -25,6 +25,7 @@ from edgecv.postprocess.classify import ranking
 from edgecv.postprocess.detect import SUPPRESSED
 from edgecv.progress import Progress, silent
 from edgecv.results import Classification, Detections, Landmarks, Placement, Result, Segmentation
+from edgecv.runtimes.base import RuntimeOptions
 from edgecv.spec import ModelSpec
 from edgecv.workflows.crops import averaged
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
@@ -134,7 +135,7 @@ def evaluate(
         leave_out=leave_out,
         progress=progress,
     )
-    with load(model, backend=backend) as opened:
+    with load(model, backend=backend, options=RuntimeOptions(progress=progress)) as opened:
         return score(opened, request)
 
 

@@ -25,7 +25,7 @@ from edgecv.postprocess.classify import ranking
 from edgecv.preprocess import open_picture
 from edgecv.progress import Progress, silent
 from edgecv.results import Placement, Result
-from edgecv.runtimes.base import Array
+from edgecv.runtimes.base import Array, RuntimeOptions
 from edgecv.spec import ModelSpec
 from edgecv.workflows.reference import Inputs, Reference, reference_for, write_record
 from edgecv.workflows.stream import outputs_of
@@ -64,7 +64,7 @@ def verify(
     recipe. ``save``: a folder for the pictures whose answer changed.
     """
     gates = Gates(min_agreement, min_cosine, strict_target)
-    with load(candidate, backend=backend) as model:
+    with load(candidate, backend=backend, options=RuntimeOptions(progress=progress)) as model:
         if against is None:
             if any(v is not None for v in (data, record, max_drop, save)) or layers:
                 raise InputError(
