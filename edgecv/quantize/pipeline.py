@@ -101,7 +101,9 @@ def prepare(
             f"with constant float weights"
         )
     prepared = taken.preparation if taken else preparation
-    return Prepared(model, prepared, "uint8" if taken else "float32", fixed, taken)
+    dtype = model.graph.inputs[0].dtype
+    assert dtype is not None  # a graph's inputs say what they are
+    return Prepared(model, prepared, dtype.numpy().name, fixed, taken)
 
 
 class Quantizer:
@@ -158,6 +160,7 @@ class Quantizer:
             error=self._search.error,
             whole=_ends(self._ready.model, self._plan),
             ranges=None if self._search.ranges else self._own,
+            keep_float=self._keep_float,
             progress=self._progress,
         )
 

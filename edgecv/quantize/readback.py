@@ -27,6 +27,7 @@ _MOVES = frozenset(
      "Gather", "Identity", "Cast", "Shape", "Constant", "Pad", "Expand", "ReorderInput",
      "ReorderOutput"}
 )  # fmt: skip
+_DATA = {"Where": 1}  # the input whose type decides, where it is not the first
 _BOUNDARY = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -79,7 +80,12 @@ def onnxruntime_readback(data: bytes) -> Readback:
             if node.op_type in _FLOAT_OUT:
                 floats.update(node.output)
             continue
-        if not (names and names[0] in floats):
+        if node.op_type == "Cast":  # the first float of a file that takes pixels
+            to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+            if _is_float(to):
+                floats.update(node.output)
+            continue
+        if not (names and names[_DATA.get(node.op_type, 0)] in floats):
             continue
         floats.update(node.output)
         if node.op_type not in _MOVES:

@@ -27,12 +27,13 @@ import onnx_ir as ir
 from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import Histogram, least_squares, percentile
 from edgecv.quantize.ranges import Affine, Array, Range, affine
-from edgecv.quantize.run import Batches, Probe, open_session
+from edgecv.quantize.run import Batches, Probe, open_session, run
 from edgecv.quantize.structure import plan
 from edgecv.quantize.targets import MAC, Policy
 from edgecv.spec import Decoding
 
 SILU_LOW = -6.0
+ASKED = "asked for"  # why a node of keep_float is in float
 SHARES = (0.9999, 0.999)  # of the values that a percentile range keeps
 # Tensors below this share of the summed error keep the first proposal: the order in which they
 # would be ranked is noise, and each further one costs a run over the pictures.
@@ -116,19 +117,21 @@ def measure(
     error: Error = relative_error,
     whole: Collection[str] = (),
     ranges: Mapping[str, Range] | None = None,
+    keep_float: Collection[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Sensitivity]:
     """The best range of every value that ``policy`` quantizes, by the error at the outputs.
 
     ``whole`` values, and the outputs of a Sigmoid, have one proposal: their full range; with
-    ``ranges`` every value has the one that is there. The
+    ``ranges`` every value has the one that is there. ``keep_float`` names nodes that are not
+    quantized: an activation among them leaves the layer before it a value of its own. The
     pictures of ``batches`` are run once for each proposal, so a few are enough.
     """
     pictures = list(batches())
     net = Probe(model)
     references = [net(picture) for picture in pictures]
     values = {v.name or "": v for v in (*model.graph.inputs, *_outputs(model))}
-    names = [name for name in plan(model, policy).values if name in histograms]
+    names = [name for name in plan(model, policy, keep_float).values if name in histograms]
 
     def harm(gate: _Gate, span: Range) -> float:
         errors = [
@@ -171,7 +174,7 @@ def put_back(
     ``keep_float`` nodes are float to begin with. Ties go to the tensor that comes first.
     """
     makers = {v.name or "": v for v in _outputs(model)}
-    kept = dict.fromkeys(keep_float, "asked for")
+    kept = dict.fromkeys(keep_float, ASKED)
     left = _quantized(model, policy, found, kept)
     before = sum(item.error for item in left)
     stuck: set[str] = set()
@@ -284,4 +287,4 @@ class _Gate:
             "gate.scale": np.asarray(found.scale, np.float32),
             "gate.zero_point": np.asarray(found.zero_point, found.dtype),
         }
-        return dict(zip(self._names, self._session.run(None, feeds), strict=True))
+        return dict(zip(self._names, run(self._session, None, feeds), strict=True))
