@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgecv.errors import CheckFailed, InputError
+from edgecv.errors import CheckFailed, InputError, QuantizeError
 from edgecv.files import atomic_write
 from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.compare import worst
 from edgecv.measure.quantpage import quantization_page
 from edgecv.progress import Progress, silent
 from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, prepare
+from edgecv.quantize.sensitivity import ASKED
 from edgecv.quantize.targets import MAC, Policy, policy_for
 from edgecv.spec import PARENT_MEAN, PIXELS_IN, ModelSpec, TensorSpec, read_spec, write_spec
 from edgecv.workflows.calibration import Pool, batches_of, draw, overlap, search_for
@@ -69,6 +71,7 @@ def quantize(
     written then.
     """
     source = Path(model)
+    _check_wishes(source, max_drop, seed, output)
     parent = read_spec(source)
     if parent.precision != "fp32":
         raise InputError(
@@ -107,6 +110,7 @@ def quantize(
         draft = Path(folder) / path.name
         job = _Job(parent, policy, ready, quantizer, about, prover, draft)
         done = quantizer.quantize()
+        _refuse_float(done, policy)
         job.write(done)
         proof = job.prove(evidence.for_proof(), done)
         tries: list[Try] = []
@@ -198,6 +202,40 @@ class _Evidence:
         """Those that decide what is put back; ``scored``: the proof is a score by labels."""
         pool = self.pool
         return judges_of(self.parent, pool.folder, pool.rest, pool.drawn, scored, self.warn)
+
+
+def _check_wishes(
+    model: Path, max_drop: float | None, seed: int, output: str | os.PathLike[str] | None
+) -> None:
+    """Say what is wrong with the wishes before minutes of work."""
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise InputError(f"--max-drop {max_drop:g}: expected points, 0 or more")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected a whole number, 0 or more")
+    if output is not None and Path(output).exists() and model.exists():
+        if Path(output).is_dir():
+            raise InputError(f"{output}: is a folder; expected the name of a file to write")
+        if Path(output).samefile(model):
+            raise InputError(
+                f"{output}: is the FP32 file that is read, which the proof, `verify --against` and "
+                f"the next attempt need; give the INT8 file another name"
+            )
+
+
+def _refuse_float(done: Quantized, policy: Policy) -> None:
+    """A file without integers is its parent, whatever it says of itself."""
+    if not any(unit.is_mac for unit in done.plan.units):
+        back = done.put_back.nodes if done.put_back else {}
+        by_itself = [name for name, reason in back.items() if reason != ASKED]
+        why = (
+            f"{len(by_itself)} nodes would have to stay in float for the outputs to hold"
+            if by_itself
+            else "--keep-float names every layer"
+        )
+        raise QuantizeError(
+            f"nothing is left to quantize for {policy.name}: {why}; such a file is the FP32 one, "
+            f"which is there"
+        )
 
 
 def _put_back(

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -18,6 +20,8 @@ from typer.testing import CliRunner
 import edgecv
 from edgecv.cli.app import app
 from edgecv.errors import CheckFailed, InputError, QuantizeError
+from edgecv.graph.pixels import pixels_in
+from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.ready import READY_MODEL
 from edgecv.measure.saturation import saturation_note
 from edgecv.onnxfile import read_metadata
@@ -217,6 +221,21 @@ def test_pixels_in_answers_like_the_float_input(plain, pictures, tmp_path, order
     assert edgecv.verify(paths[1]).passed
 
 
+def test_a_parent_that_takes_pixels(plain, pictures, tmp_path):
+    """Its arithmetic stays in its graph, before the integers; the input stays as it is."""
+    spec, path = read_spec(plain), tmp_path / "pixels.onnx"
+    model = upgrade(read_onnx(plain))
+    preparation = pixels_in(model, spec.preparation).preparation
+    inputs = (TensorSpec("x", (1, SIZE, SIZE, 3), "uint8"),)
+    data = ir.to_proto(model).SerializeToString()
+    write_spec(data, replace(spec, inputs=inputs, preparation=preparation), path)
+    out = tmp_path / "out.onnx"
+    result = quantize(path, calibration=pictures, target=TARGET, output=out)
+    assert result.spec.inputs == inputs
+    assert result.proof.readback.integer["QLinearConv"] == 3
+    assert edgecv.verify(out).passed
+
+
 def test_the_same_bytes_twice(wide, pictures, tmp_path):
     """But for the figures of the clock, which stand in the contract."""
 
@@ -347,7 +366,21 @@ def test_bad_files_and_names(done, wide, pictures, tmp_path):
     layers = [node("GlobalAveragePool", ["x"], "p"), node("Flatten", ["p"], "y")]
     nothing = classifier(tmp_path / "nothing.onnx", {}, layers, classes=3)
     refused(QuantizeError, "nothing to quantize", nothing)
+    everything = ["c0/Conv", "c1/Conv", "c2/Conv", "y/Gemm"]
+    refused(QuantizeError, "nothing is left to quantize", wide, keep_float=everything)
+    for points in (-1.0, float("nan")):
+        refused(InputError, "expected points, 0 or more", wide, max_drop=points)
+    refused(InputError, "--seed -1: expected a whole number", wide, seed=-1)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_parent_is_not_overwritten(plain, pictures, tmp_path):
+    before = plain.read_bytes()
+    with pytest.raises(InputError, match="is the FP32 file that is read"):
+        quantize(plain, calibration=pictures, output=tmp_path / ".." / tmp_path.name / plain.name)
+    assert plain.read_bytes() == before
+    with pytest.raises(InputError, match="is a folder"):  # before the work, not after it
+        quantize(plain, calibration=tmp_path / "none", output=tmp_path)
 
 
 def test_what_is_interrupted_leaves_nothing(wide, pictures, tmp_path):
