@@ -19,8 +19,8 @@ from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.compare import worst
 from edgecv.measure.quantpage import quantization_page
 from edgecv.progress import Progress, silent
+from edgecv.quantize.detections import mixed_heads
 from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, prepare
-from edgecv.quantize.sensitivity import ASKED
 from edgecv.quantize.targets import MAC, Policy, policy_for
 from edgecv.spec import PARENT_MEAN, PIXELS_IN, ModelSpec, TensorSpec, read_spec, write_spec
 from edgecv.workflows.calibration import Pool, batches_of, draw, overlap, search_for
@@ -29,6 +29,8 @@ from edgecv.workflows.learn import learner
 from edgecv.workflows.proof import DISAGREEMENT, Drop, Proof, Prover, machine_target
 from edgecv.workflows.putback import Try, judges_of, put_back_until
 from edgecv.workflows.quantresult import QuantizeResult, summary
+
+ASKED = "asked for"  # why a node of --keep-float is in float
 
 
 def quantize(
@@ -86,11 +88,12 @@ def quantize(
     learned = (
         learner(parent, ready, policy, batches, learn, seed, progress, warn) if learn else None
     )
+    keep = {**mixed_heads(ready.model, policy, parent), **dict.fromkeys(keep_float, ASKED)}
     quantizer = Quantizer(
         ready,
         policy,
         batches,
-        keep_float=keep_float,
+        keep_float=keep,
         search=search_for(parent, ready, pool.drawn),
         finish=learned,
         progress=progress,
@@ -110,7 +113,7 @@ def quantize(
         draft = Path(folder) / path.name
         job = _Job(parent, policy, ready, quantizer, about, prover, draft)
         done = quantizer.quantize()
-        _refuse_float(done, policy)
+        _refuse_float(done, policy, keep)
         job.write(done)
         proof = job.prove(evidence.for_proof(), done)
         tries: list[Try] = []
@@ -222,14 +225,13 @@ def _check_wishes(
             )
 
 
-def _refuse_float(done: Quantized, policy: Policy) -> None:
+def _refuse_float(done: Quantized, policy: Policy, keep: Collection[str]) -> None:
     """A file without integers is its parent, whatever it says of itself."""
     if not any(unit.is_mac for unit in done.plan.units):
-        back = done.put_back.nodes if done.put_back else {}
-        by_itself = [name for name, reason in back.items() if reason != ASKED]
+        back = set(done.kept) - set(keep)
         why = (
-            f"{len(by_itself)} nodes would have to stay in float for the outputs to hold"
-            if by_itself
+            f"{len(back)} nodes would have to stay in float for the outputs to hold"
+            if back
             else "--keep-float names every layer"
         )
         raise QuantizeError(

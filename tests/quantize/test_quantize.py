@@ -211,7 +211,7 @@ def test_activations_kept_in_float_have_ranges_where_they_are_searched(net, batc
     spec = Preparation(height=8, width=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     ready = prepare(net.clone(), X86, spec, pixels=False)
     search = Search(batches, limit=1e9)
-    done = Quantizer(ready, X86, batches, keep_float=["dw/Relu"], search=search).quantize()
+    done = Quantizer(ready, X86, batches, keep_float={"dw/Relu": "test"}, search=search).quantize()
     assert {"dw", "b"} <= done.ranges.keys()
     assert sqnr(done.model, ready.model, batches) > 26  # as test_every_target_keeps_the_answers
 
