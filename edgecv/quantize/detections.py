@@ -11,7 +11,7 @@ one, with few of the multiply-adds: its output stays float.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -38,7 +38,7 @@ def error_for(spec: ModelSpec) -> Error:
     kind, options = spec.decoding.kind, Options(spec)
     if kind == "yolox" or (kind == "yolo-anchors" and options.flag("decoded")):
         unit = _pixels(spec, corners=False) if options.flag("decoded") else 1.0
-        return detection_error(_rows, unit)
+        return detection_error(lambda outputs: _rows(outputs, options), unit)
     if kind == "yolo-anchors":
         return detection_error(lambda outputs: _anchor_maps(outputs, options))
     if kind == "yolo-anchor-free":
@@ -46,8 +46,8 @@ def error_for(spec: ModelSpec) -> Error:
         pixels = form in ("cxcywh", "xyxy")
         unit = _pixels(spec, corners=form == "xyxy") if pixels else 1.0
         return detection_error(lambda outputs: _anchor_free(outputs, options, form), unit)
-    if kind == "yolo-end2end":
-        return finished_error(_pixels(spec, corners=True))
+    if kind in ("yolo-end2end", "detections"):
+        return finished_error(lambda outputs: _lists(outputs, options), _pixels(spec, corners=True))
     return relative_error
 
 
@@ -70,10 +70,12 @@ def detection_error(view: View, unit: float | Callable[[Array], Array] = 1.0) ->
     return error
 
 
-def finished_error(unit: Callable[[Array], Array]) -> Error:
-    """The error of a list of detections ``[N, n, 6]`` (x1, y1, x2, y2, score, class).
+def finished_error(
+    lists: Callable[[Outputs], Iterable[Array]], unit: Callable[[Array], Array]
+) -> Error:
+    """The error of detections, a list a picture ``[n, 6]`` (x1, y1, x2, y2, score, class).
 
-    The list is sorted, and a small change may swap two: each detection of the reference that
+    A list is sorted, and a small change may swap two: each detection of the reference that
     scores more than :data:`SEEN` is held against the one that is most like it, and costs no more
     than if there were none. What is there beside them costs as much again.
     """
@@ -91,10 +93,9 @@ def finished_error(unit: Callable[[Array], Array]) -> Error:
 
     def error(reference: Outputs, candidate: Outputs) -> float:
         total = power = 0.0
-        for name, wanted in reference.items():
-            for rows, others in zip(_double(wanted), _double(candidate[name]), strict=True):
-                total += one_way(rows, others) + one_way(others, rows)
-                power += float(np.square(rows[rows[:, 4] > SEEN, 4]).sum())
+        for rows, others in zip(lists(reference), lists(candidate), strict=True):
+            total += one_way(rows, others) + one_way(others, rows)
+            power += float(np.square(rows[rows[:, 4] > SEEN, 4]).sum())
         return total / max(2 * power, SEEN**2)
 
     return error
@@ -152,15 +153,26 @@ def _double(values: Array) -> Array:
     return np.asarray(values, np.float64)
 
 
-def _stacked(outputs: Mapping[str, Array], channels_first: bool) -> Array:
-    """All outputs as rows ``[n, channels]``, in double precision."""
-    parts = [np.moveaxis(a, 1, -1) if channels_first else a for a in outputs.values()]
+def _stacked(tensors: Iterable[Array], channels_first: bool) -> Array:
+    """All ``tensors`` as rows ``[n, channels]``, in double precision."""
+    parts = [np.moveaxis(a, 1, -1) if channels_first else a for a in tensors]
     return _double(np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]))
 
 
-def _rows(outputs: Outputs) -> tuple[Array, Array]:
+def _lists(outputs: Outputs, options: Options) -> Iterable[Array]:
+    """``yolo-end2end`` and ``detections``, where the first ``num`` of each picture count."""
+    if options.spec.decoding.kind == "yolo-end2end":
+        return list(_double(options.only_output(outputs)))
+    roles = ("num", "boxes", "scores", "classes")
+    num, boxes, *rest = (_double(options.output(outputs, role)) for role in roles)
+    rows = np.concatenate([boxes, *(part[..., None] for part in rest)], axis=2)
+    counts = num.reshape(-1).astype(int)
+    return [found[:count] for found, count in zip(rows, counts, strict=True)]
+
+
+def _rows(outputs: Outputs, options: Options) -> tuple[Array, Array]:
     """``[N, n, 5 + C]``: box, objectness and class probabilities."""
-    rows = _stacked(outputs, channels_first=False)
+    rows = _stacked([options.only_output(outputs)], channels_first=False)
     return rows[:, :4], rows[:, 4:5] * rows[:, 5:]
 
 
@@ -170,7 +182,7 @@ def _anchor_maps(outputs: Outputs, options: Options) -> tuple[Array, Array]:
     channels = 5 + len(options.spec.labels)
     first = options.text("layout") == "channels-first"
     # [..., A * channels] or [..., channels]
-    maps = [np.moveaxis(a, 1, -1) if first else a for a in outputs.values()]
+    maps = [np.moveaxis(a, 1, -1) if first else a for a in options.all_outputs(outputs)]
     rows = np.concatenate([_double(a).reshape(-1, channels) for a in maps])
     boxes, confidence, classes = rows[:, :4], rows[:, 4:5], rows[:, 5:]
     if not options.flag("activated"):
@@ -184,8 +196,8 @@ def _anchor_maps(outputs: Outputs, options: Options) -> tuple[Array, Array]:
 
 def _anchor_free(outputs: Outputs, options: Options, form: str) -> tuple[Array, Array]:
     """``yolo-anchor-free``: distances in cells (their means, of distributions), or boxes."""
-    first = len(outputs) > 1 or options.text("layout") == "channels-first"
-    rows = _stacked(outputs, first)
+    tensors = options.all_outputs(outputs)
+    rows = _stacked(tensors, len(tensors) > 1 or options.text("layout") == "channels-first")
     bins = options.integer("bins") if form == "dfl" else 1
     boxes, rest = rows[:, : 4 * bins], rows[:, 4 * bins :]
     if options.text("scores") == "logits":

@@ -80,6 +80,12 @@ def quantize(
             f"{model}: is {parent.precision} already; quantize the FP32 file that it was made from"
         )
     policy = policy_for(target or machine_target())
+    if parent.decoding.kind == "detections":
+        warn(
+            f"{model}: NMS is in the graph, which shows nothing of what scores below its conf: the "
+            f"search sees few errors, or none. Better: quantize the file without it, and then "
+            f"edgecv export FILE-int8.onnx --end2end"
+        )
     # a share of the folder is spared where somebody is to be judged on it
     spare = max_drop is not None or overlap(data, Path(calibration))
     pool = draw(Path(calibration), seed, spare, warn)

@@ -124,6 +124,24 @@ def test_swapped_detections_are_the_same():
     assert error({"y": rows}, {"y": np.zeros_like(rows)}) == pytest.approx(0.5)
 
 
+def test_detections_after_nms_end_at_their_number():
+    error = error_for(spec("detections", normalized=True))
+    boxes = np.array([[[0, 0, 0.5, 0.5], [0.1, 0.1, 0.9, 0.9]]], np.float32)
+
+    def outputs(num, scores):
+        return {
+            "num": np.array([[num]], np.int32),
+            "boxes": boxes,
+            "scores": np.array([scores], np.float32),
+            "classes": np.zeros((1, 2), np.int64),
+        }
+
+    wanted = outputs(1, [0.9, 0.8])
+    assert error(wanted, outputs(1, [0.9, 0.1])) == 0  # what lies beyond it is left over
+    assert error(wanted, outputs(0, [0.9, 0.8])) == pytest.approx(0.5)
+    assert error(outputs(0, [0, 0]), outputs(0, [0, 0])) == 0
+
+
 HEADS = {
     "yolo-anchors": (maps(layout="channels-first"), 14),
     "yolo-grid": (spec("yolo-grid", grid=16, boxes=2), 12),
