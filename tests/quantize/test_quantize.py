@@ -81,6 +81,24 @@ def test_openvino_says_what_it_executes(net, batches):
     assert len(openvino_readback(bytes_of(net)).float_macs) >= 3
 
 
+def test_what_openvino_fuses_is_listed_as_well():
+    """An activation between integer convolutions is a Subgraph, of integers by its own account."""
+    pytest.importorskip("openvino")
+    rng = np.random.default_rng(5)
+    tensors = {f"w{i}": rng.standard_normal((8, 8 if i else 3, 3, 3)) for i in range(2)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "first"),
+        helper.make_node("HardSwish", ["a"], ["h"], "swish"),
+        helper.make_node("Conv", ["h", "w1"], ["y"], "second"),
+    ]
+    net = build(nodes, {name: array.astype(np.float32) for name, array in tensors.items()})
+    policy = policy_for("openvino")
+    ranges = {name: Range(-1, 1) for name in plan(net, policy).values}
+    found = openvino_readback(bytes_of(place(net, policy, ranges)))
+    assert found.integer["Convolution"] == 2
+    assert [node.operator for node in found.floats] == ["HardSwish"]
+
+
 def test_tensorrt_gets_symmetric_activations_and_float_biases(net, batches):
     model = place(net, TRT, ranges_of(net, TRT, batches))
     for node in model.graph:
