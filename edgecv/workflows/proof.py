@@ -271,7 +271,8 @@ def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
         load(candidate, backend=backend, options=options) as after,
     ):
         runs = []
-        for model in (before, after):
+        count = 1
+        for model in (before, after):  # of one batch size
             tensor = model.spec.inputs[0]
             count = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
             p = model.spec.preparation
@@ -281,7 +282,7 @@ def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
         medians: list[list[float]] = [[], []]
         for _ in range(ROUNDS):
             for run, mine in zip(runs, medians, strict=True):
-                mine.append(float(np.median(timed(run, ROUND_SECONDS))) / 1e6)
+                mine.append(float(np.median(timed(run, ROUND_SECONDS))) / 1e6 / count)
     return Latency(
         float(np.median(medians[0])), float(np.median(medians[1])), ratio(medians[0], medians[1])
     )

@@ -89,6 +89,8 @@ def quantize(
     # a share of the folder is spared where somebody is to be judged on it
     spare = max_drop is not None or overlap(data, Path(calibration))
     pool = draw(Path(calibration), seed, spare, warn)
+    evidence = _Evidence(parent, data, pool, synthetic is not None, warn)
+    judged_on = evidence.for_proof()  # what is wrong with ``data`` is said before the work
     ready = prepare(upgrade(read_onnx(source), source), policy, parent.preparation, pixels)
     batches = batches_of(ready, pool.drawn, parent.inputs[0].shape[0])
     learned = (
@@ -110,7 +112,6 @@ def quantize(
         "provenance": "pictures" if synthetic is None else "synthetic",
         "synthetic": synthetic,
     }
-    evidence = _Evidence(parent, data, pool, synthetic is not None, warn)
     path = Path(output) if output is not None else _name(parent, policy)
     with (
         tempfile.TemporaryDirectory(prefix="edgecv-") as folder,
@@ -121,7 +122,7 @@ def quantize(
         done = quantizer.quantize()
         _refuse_float(done, policy, keep)
         job.write(done)
-        proof = job.prove(evidence.for_proof(), done)
+        proof = job.prove(judged_on, done)
         tries: list[Try] = []
         if max_drop is not None and proof.drop.points > max_drop:
             done, proof, tries = _put_back(job, evidence, done, proof, max_drop)

@@ -383,6 +383,38 @@ def test_the_parent_is_not_overwritten(plain, pictures, tmp_path):
         quantize(plain, calibration=tmp_path / "none", output=tmp_path)
 
 
+def test_bad_data_is_said_before_the_work(plain, pictures, tmp_path):
+    """The search for ranges takes minutes on a large net."""
+    steps = []
+    with pytest.raises(InputError, match="there is no such folder"):
+        quantize(
+            plain,
+            calibration=pictures,
+            data=tmp_path / "none",
+            target=TARGET,
+            output=tmp_path / "out.onnx",
+            progress=lambda what, *_: steps.append(what),
+        )
+    assert steps == []
+
+
+def test_latency_is_that_of_one_picture(plain, tmp_path, monkeypatch):
+    """A file of batch 2 answers two at a time."""
+    spec, two = read_spec(plain), tmp_path / "two.onnx"
+    proto = onnx.load(plain)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    del proto.graph.value_info[:]
+    del proto.metadata_props[:]
+    tensors = [replace(t, shape=(2, *t.shape[1:])) for t in (*spec.inputs, *spec.outputs)]
+    spec = replace(spec, inputs=(tensors[0],), outputs=(tensors[1],))
+    write_spec(proto.SerializeToString(), spec, two)
+    monkeypatch.setattr(proof, "timed", lambda run, seconds: [6e6])
+    latencies = [proof._latency(path, path, "onnxruntime") for path in (plain, two)]
+    assert [one.parent_ms for one in latencies] == [6.0, 3.0]
+    assert [one.candidate_ms for one in latencies] == [6.0, 3.0]
+
+
 def test_what_is_interrupted_leaves_nothing(wide, pictures, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
