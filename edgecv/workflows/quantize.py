@@ -321,6 +321,6 @@ def _gate(
         )
     if problems and not force:
         raise CheckFailed(
-            f"{path}: not written: {'; '.join(problems)}. --force writes it all the same; "
-            f"--keep-float NODE keeps a node as it is"
+            f"{path}: not written: {'; '.join(problems)}. edgecv quantize --force writes "
+            f"it all the same; its --keep-float NODE keeps a node as it is"
         )

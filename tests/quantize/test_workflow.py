@@ -160,6 +160,8 @@ def test_sums_that_may_saturate_are_in_the_proof(done, plain, pictures, tmp_path
         path = tmp_path / f"{target}.onnx"
         result = quantize(plain, calibration=pictures, target=target, output=path)
         assert bool(result.proof.saturation) == some
+        # read back wherever onnxruntime is, though its speed is another processor's
+        assert result.proof.readback.integer["QLinearConv"] == 3
 
 
 def test_what_calibrates_is_not_scored(done):
@@ -322,6 +324,15 @@ def test_a_file_that_is_slower_is_an_error(wide, pictures, tmp_path, monkeypatch
     with pytest.raises(CheckFailed, match="not faster than its parent"):
         quantize(wide, calibration=pictures, target=TARGET, output=tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+    with pytest.raises(CheckFailed, match="edgecv quantize --force"):  # export has no such flag
+        edgecv.export(
+            "lenet5",
+            weights="random",
+            precision="int8",
+            calibration=pictures,
+            target=TARGET,
+            output=tmp_path / "out.onnx",
+        )
 
 
 def test_bad_pictures(wide, tmp_path):
