@@ -25,7 +25,7 @@ from edgecv.quantize.structure import constant, ends, plan, weight_axis
 from edgecv.quantize.targets import Policy
 from edgecv.spec import ModelSpec
 
-MIXED = "makes boxes and scores in one tensor"  # why its output has no scale
+MIXED = "boxes and scores in one tensor"  # why the output of a layer has no scale
 SMALLEST = 8.0  # pixels: a cell of the finest grid; what is smaller is not located any better
 SEEN = 0.05  # of finished detections, what scores less is never shown
 # boxes [n, 4] and scores of 0 to 1 [n, classes] of all cells and pictures
