@@ -16,7 +16,7 @@ from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.models import count
 from edgecv.models.efficientnet import VARIANTS, compound_scaling
 from edgecv.models.fully_convolutional import to_fully_convolutional
-from edgecv.models.layers import AdaptivePool
+from edgecv.models.layers import AdaptivePool, check_input
 from edgecv.models.seeded import fill_by_name
 from edgecv.workflows.models import layers_of
 
@@ -92,6 +92,42 @@ def test_sizes_that_a_net_cannot_have(name, size, message):
     channels = 1 if name == "lenet5" else 3
     with pytest.raises(RecipeError, match=message):
         export_module(model, (channels, size, size))
+
+
+def test_sizes_are_checked_wherever_a_net_is_run(tmp_path):
+    """LeNet-5 would have counted 28 x 28 silently; others fail deep in torch."""
+    path = tmp_path / "mine.toml"
+    for source, entry, message in (
+        ("lenet5", 'size = 28\ncolor = "gray"', "exactly 32 x 32 pixels, got 28 x 28"),
+        ("lenet5", "size = 32", r"takes pictures of 1 channels, and the input has 3: see .*color"),
+        ("unet", "size = 40", "multiples of 16, got 40 x 40"),
+    ):
+        path.write_text(f'[model]\nsource = "{source}"\n[input]\n{entry}\n')
+        with pytest.raises(RecipeError, match=message):
+            layers_of(str(path))
+
+
+def test_a_net_that_cannot_be_counted_says_why(tmp_path, monkeypatch):
+    (tmp_path / "counted.py").write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        raise KeyError('no such thing')\n"
+        "def build():\n"
+        "    return Mine(2, 2)\n"
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text('[model]\nsource = "counted:build"\n[input]\nsize = 8\n')
+    with pytest.raises(RecipeError, match=r"Mine cannot be counted .* \[3, 8, 8\].* KeyError"):
+        layers_of(str(path))
+
+
+def test_a_layer_with_several_outputs_counts():
+    def build():
+        return nn.Sequential(nn.Flatten(2), nn.LSTM(4, 8, batch_first=True))
+
+    found = count.layers(build, (3, 2, 2))
+    assert [(layer.kind, layer.shape) for layer in found] == [("LSTM", (3, 8))]
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -175,6 +211,19 @@ def test_fully_convolutional_refuses_a_size_the_dense_layers_do_not_fit():
         to_fully_convolutional(models.create("alexnet", 2), 100)
 
 
+def test_fully_convolutional_refuses_what_has_no_dense_layers():
+    net = models.create("lenet5")
+    dense = to_fully_convolutional(net, 32)
+    for other, message in (
+        (net, "LeNet5 has given its dense layers away already"),
+        (models.create("siamese", trunk="lenet5").trunk, "given its dense layers away"),
+        (dense, "FullyConvolutional is not a classifier"),
+        (models.create("unet", base=4), "UNet is not a classifier"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            to_fully_convolutional(other, 32)
+
+
 @pytest.mark.parametrize("measure", ["l1", "chi-square"])
 def test_siamese_likeness_follows_its_formula(measure):
     net = models.create("siamese", trunk="mobilenet_v3_small", measure=measure).eval()
@@ -206,6 +255,26 @@ def test_auxiliary_heads_are_for_training_only():
         (2, 4)
     ] * 3
     assert net.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
+def test_auxiliary_heads_are_no_part_of_a_trunk():
+    """Nothing would train them, and Inception's cannot see pictures this small."""
+    with torch.device("meta"):
+        net = models.create("embedder", trunk="inception_v3").train()
+        assert net(torch.zeros(2, 3, 96, 96)).shape == (2, 128)
+    assert not [name for name in net.state_dict() if "AuxLogits" in name]
+    with torch.device("meta"):
+        net, own = (
+            models.create("inception_v3", 4),
+            models.create("inception_v3", 4, auxiliary=False),
+        )
+    with pytest.raises(RecipeError, match=r"at least 299 .* got 96 x 96; .*auxiliary = false"):
+        check_input(net, (3, 96, 96), training=True)
+    with torch.device("meta"):
+        assert own.train()(torch.zeros(2, 3, 96, 96)).shape == (2, 4)
+        assert len(net.train().training_logits(torch.zeros(2, 3, 299, 299))) == 2
+    for fits in ((net, (3, 299, 299)), (own, (3, 96, 96))):
+        check_input(*fits, training=True)
 
 
 def test_mobilefacenet_through_its_recipe(assets, tmp_path):
