@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 import edgecv
 from edgecv.errors import CheckFailed, InputError, SpecError
+from edgecv.export.to_onnx import to_bytes
+from edgecv.graph.pixels import pixels_in
 from edgecv.measure import selftest, targets
 from edgecv.measure.agreement import agreements, changed
 from edgecv.measure.compare import int8_min_sqnr
@@ -21,7 +24,7 @@ from edgecv.measure.macs import macs, matmul_model
 from edgecv.measure.ready import READY_MODEL
 from edgecv.onnxgraph import read_graph
 from edgecv.results import Classification, Detections, Embedding, Landmarks, Segmentation
-from edgecv.spec import read_spec, write_spec
+from edgecv.spec import TensorSpec, read_spec, write_spec
 from edgecv.wire import message
 
 
@@ -114,6 +117,29 @@ def test_a_clip_bound_of_6_1_is_named(spec, tmp_path):
     outcome = edgecv.verify(path, READY_MODEL, layers=True)
     assert not outcome.passed
     assert outcome.divergence.op == "Clip"
+
+
+def with_pixels_in(spec, folder):
+    """The ready model as a file that takes uint8 pixels, BGR."""
+    graph, path = ir.load(READY_MODEL), folder / "pixels.onnx"
+    taken = pixels_in(graph, spec.preparation, order="bgr")
+    p = taken.preparation
+    shape = (1, *p.tensor_shape(p.height, p.width))
+    tensor = TensorSpec(spec.inputs[0].name, shape, "uint8")
+    taking = dataclasses.replace(spec, inputs=(tensor,), preparation=p, self_test={})
+    write_spec(to_bytes(graph), taking, path)
+    return path, taking
+
+
+def test_a_file_that_takes_pixels_is_compared_by_them(spec, tmp_path):
+    path, taking = with_pixels_in(spec, tmp_path)
+    outcome = edgecv.verify(path, READY_MODEL, layers=True)
+    assert outcome.passed
+    assert outcome.divergence is None
+    changed = dataclasses.replace(taking.preparation, interpolation="pillow-nearest")
+    write_spec(path, dataclasses.replace(taking, preparation=changed), path)
+    outcome = edgecv.verify(path, READY_MODEL, layers=True)
+    assert outcome.first_divergent_node == "input"
 
 
 def test_layers_need_a_reference_with_tensors(tmp_path):
