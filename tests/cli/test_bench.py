@@ -117,6 +117,18 @@ def test_json_keeps_the_records_of_those_that_could_be_measured():
     assert "tflite" in done.stderr
 
 
+def test_a_file_that_cannot_be_written_costs_no_figures(tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("a file, and no folder")
+    short = ["--backend", "fake", "--duration", "0.1", "--json"]
+    lost, kept = taken / "out.json", tmp_path / "table.md"
+    done = edgecv("bench", READY_MODEL, *short, "-o", lost, "--markdown", kept)
+    assert done.returncode == 2
+    jsonschema.validate(json.loads(done.stdout), SCHEMA)
+    assert str(lost) in done.stderr
+    assert "fake" in kept.read_text()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     out = tmp_path / "partial.json"

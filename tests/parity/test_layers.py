@@ -212,6 +212,10 @@ def test_an_int8_file_on_a_processor_that_its_target_does_not_name(int8, monkeyp
     assert "needs VNNI" in targets.mismatch(spec, "onnxruntime", "x86_64", ("avx2",))
     assert "aarch64" in targets.mismatch(spec, "onnxruntime", "aarch64", ("asimddp",))
     assert "openvino" in targets.mismatch(spec, "openvino", "x86_64", vnni)
+    assert "onnxruntime-cuda" in targets.mismatch(spec, "onnxruntime-cuda", "x86_64", vnni)
+    engine = dataclasses.replace(spec, target="tensorrt")
+    for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"):
+        assert targets.mismatch(engine, name, "x86_64", vnni) is None
     arm = dataclasses.replace(spec, target="onnxruntime-arm")
     assert targets.mismatch(arm, "onnxruntime", "aarch64", ()) is None
     assert targets.mismatch(arm, "onnxruntime", "x86_64", vnni)
