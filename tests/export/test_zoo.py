@@ -1,5 +1,8 @@
 """The zoo through export: small inputs, seeded weights, two runtimes; and what the nets promise."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import openvino
@@ -20,6 +23,7 @@ from edgecv.models.layers import AdaptivePool, check_input
 from edgecv.models.seeded import fill_by_name
 from edgecv.workflows.models import layers_of
 
+ROOT = Path(__file__).parents[2]
 BLOCKS = {"Conv", "Gemm", "Flatten", "GlobalAveragePool"}
 MOBILE = {"Relu", "Clip", "Add", "Resize"}
 YOLOX = {"Slice", "Concat", "Sigmoid", "Mul", "Add", "MaxPool", "Resize", "Reshape", "Transpose"}
@@ -138,6 +142,22 @@ def test_recipes_say_what_their_nets_cost(name):
 
 def test_every_net_has_a_recipe():
     assert {load_recipe(name).source for name in list_recipes()} == set(models.FACTORIES)
+
+
+def test_the_committed_table_has_every_net_and_no_failure():
+    """`benchmarks/zoo.json` is what `benchmarks/zoo.py` says: no row missing, none skipped."""
+    rows = json.loads((ROOT / "benchmarks" / "zoo.json").read_text())["rows"]
+    assert set(rows) == set(list_recipes())
+    table = (ROOT / "benchmarks" / "zoo.md").read_text()
+    for name, row in rows.items():
+        recipe = load_recipe(name)
+        assert (row["parameters"], row["macs"]) == (recipe.parameters, recipe.macs)
+        assert "error" not in json.dumps(row)
+        assert list(row["tensorrt_rtx"]) == ["sm80", "sm86", "sm89", "sm120"]
+        for age in ("oldest", "newest"):
+            assert all(row[age][r]["max_rel"] <= FP32_MAX_REL for r in ("onnxruntime", "openvino"))
+        assert row["newest"]["onnxruntime"]["latency_ms"]["p50"] > 0
+        assert f"| {name} |" in table
 
 
 def test_parameters_are_those_that_were_published():
