@@ -261,6 +261,9 @@ def test_report_merges_by_sha256_and_escapes(tmp_path, measured):
     text = html.read_text()
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+    own = measured["environment"]["machine_id"]  # in the charts each pair says where it ran
+    assert "(abcdef012345): median" in text
+    assert f"({own}): median" in text
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "https://" not in text
     assert "| top1 90.1% |" in markdown.read_text()

@@ -226,6 +226,29 @@ def test_fully_convolutional_on_its_own_size_is_the_classifier(name, size):
     torch.testing.assert_close(dense.flatten(1), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_windows_over_a_larger_picture_are_a_recipes_task(tmp_path):
+    """As export/README.md says: a program with its weights, of task `segment`."""
+    dense = to_fully_convolutional(fill_by_name(models.create("lenet5")), 32).eval()
+    batch = {0: torch.export.Dim("N")}
+    example = (torch.zeros(2, 1, 64, 64),)
+    torch.export.save(
+        torch.export.export(dense, example, dynamic_shapes=(batch,)), tmp_path / "windows.pt2"
+    )
+    (tmp_path / "windows.toml").write_text(
+        'task = "segment"\n[model]\nsource = "windows.pt2"\n[input]\nsize = 64\n'
+        'color = "gray"\nfit = "stretch"\n[labels]\nnames = ["0", "1", "2", "3", "4", "5", "6", '
+        '"7", "8", "9"]\n'
+    )
+    result = edgecv.export(str(tmp_path / "windows.toml"), output=tmp_path / "windows.onnx")
+    assert result.spec.outputs[0].shape == (1, 10, 9, 9)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    with edgecv.load(result.path) as model, torch.inference_mode():
+        mask = model(picture).mask
+        classes = dense(torch.from_numpy(picture / np.float32(255))[None, None]).argmax(1)[0]
+    assert mask.shape == (64, 64)
+    assert set(np.unique(mask)) <= set(classes.unique().tolist())
+
+
 def test_fully_convolutional_refuses_a_size_the_dense_layers_do_not_fit():
     with pytest.raises(RecipeError, match="were made for 6 x 6"):
         to_fully_convolutional(models.create("alexnet", 2), 100)
