@@ -117,7 +117,7 @@ class Session:
         # here and not above: reading graphs is not part of a measuring process's memory
         from edgecv.measure.profile import profile
 
-        return profile(self.model, request["runs"]).to_dict()
+        return profile(self.model, request["runs"], self.plan.batch).to_dict()
 
     def _counted(self, slice_: Callable[[], array[int]], before: int) -> dict[str, Any]:
         """The slice's times; ``cpu_ns`` is all that this process has used since ``before``, the
