@@ -122,7 +122,7 @@ def load_recipe(name: str | Path, *, adopted: bool = False) -> Recipe:
     if key in known:
         return read_recipe(recipes_folder() / f"{known[key]}.toml")
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    known_ones = f"they are {', '.join(list_adoptable())}." if adopted else "see `edgecv models`"
+    known_ones = f"they are {', '.join(list_adoptable())}." if adopted else "see `edgecv models`."
     names = ", ".join(known[n].rpartition("/")[2] for n in near)
     hint = f"did you mean {names}?" if near else known_ones
     raise RecipeError(
