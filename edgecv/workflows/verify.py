@@ -65,8 +65,8 @@ def verify(
     """
     if weights is not None and (against is None or os.fspath(against).endswith((".onnx", ".npz"))):
         raise InputError(
-            "--weights are those of a reference that is a recipe (--against NAME); this one has its "
-            "own, and they would not be looked at"
+            "--weights are those of a reference that is a recipe (--against NAME); any other has "
+            "its own, and they would not be looked at"
         )
     gates = Gates(min_agreement, min_cosine, strict_target)
     with load(candidate, backend=backend) as model:
