@@ -10,11 +10,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
+from edgecv.cli.app import app
 from edgecv.errors import CheckFailed, InputError
 from edgecv.measure.ready import READY_MODEL
 from edgecv.measure.record import identity
-from edgecv.workflows.bench import bench
+from edgecv.workflows.bench import BenchReport, bench
 from edgecv.workflows.report import report_on
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +151,14 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert data["partial"]
     assert data["records"][0]["count"] > 0
     assert "peak_rss_mb" in data["records"][0] or sys.platform != "linux"
+
+
+def test_ctrl_c_before_anything_was_measured_is_no_success(monkeypatch, measured):
+    nothing = BenchReport(measured["environment"], (), partial=True)
+    monkeypatch.setattr("edgecv.workflows.bench.bench", lambda *_, **__: nothing)
+    done = CliRunner().invoke(app, ["bench", str(READY_MODEL)])
+    assert done.exit_code == 1
+    assert "before anything was measured" in done.stderr
 
 
 @pytest.mark.parametrize("scenario", ["multi-stream", "offline", "server"])
