@@ -34,7 +34,10 @@ def command(
     iou: Annotated[float | None, typer.Option(help="NMS overlap (detectors).")] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write drawn pictures and videos, and results.jsonl, to this folder."),
+        typer.Option(
+            help="Write drawn pictures and videos, segmenters' masks of pictures, and "
+            "results.jsonl, to this folder."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +51,7 @@ def command(
     from edgecv.workflows.sources import find_sources
 
     out = Output(as_json)
-    found, others = find_sources(sources)
+    found, others = find_sources(sources, save)
     if others:
         out.note(f"left out {len(others)} files that are no pictures, such as {others[0]}")
     told = _Told()
@@ -96,8 +99,7 @@ def _tell(
         with contextlib.closing(answers):
             for prediction in answers:
                 told.count += 1
-                path = saver.save(prediction) if saver is not None else None
-                entry = prediction.to_dict() | ({"saved": str(path)} if path else {})
+                entry = saver.save(prediction) if saver is not None else prediction.to_dict()
                 if prediction.result is None:
                     told.failed.append(entry)
                     out.errors.print(f"not read: {prediction.error}", style="red", markup=False)

@@ -185,7 +185,7 @@ def read_recipe(path: Path) -> Recipe:
         options=model.mapping("options"),
         parameters=model.integer("parameters", None),
         macs=model.integer("macs", None),
-        preparation=_preparation(entry, sized),
+        preparation=_preparation(entry, sized, adopted=not source),
         decoding=decoding,
         outputs=outputs,
         labels=names,
@@ -247,7 +247,7 @@ def _labels(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return read
 
 
-def _preparation(table: Table, sized: bool) -> Preparation:
+def _preparation(table: Table, sized: bool, adopted: bool) -> Preparation:
     size = table.sizes("size") if sized else (1, 1)  # 1: until the file says what it takes
     blank = Preparation(*size)
     color = table.text("color", blank.color)
@@ -271,6 +271,8 @@ def _preparation(table: Table, sized: bool) -> Preparation:
         pad_position=table.text("pad_position", blank.pad_position),
         size_rounding=table.text("size_rounding", blank.size_rounding),
         multiple=table.integer("multiple", blank.multiple) or 1,
+        # the zoo's nets take NCHW, as PyTorch's do; others' files may not
+        layout=table.text("layout", blank.layout) if adopted else blank.layout,
         divisor=table.number("divisor", blank.divisor),
         mean=values("mean", 0.0),
         std=values("std", 1.0),

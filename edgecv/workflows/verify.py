@@ -20,8 +20,8 @@ from edgecv.evaluate.imagenet import read_folder, topk_hits
 from edgecv.files import atomic_write, write_json
 from edgecv.measure import selftest
 from edgecv.measure.agreement import agreements, changed
-from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model, load
+from edgecv.postprocess.classify import ranking
 from edgecv.preprocess import open_picture
 from edgecv.progress import Progress, silent
 from edgecv.results import Placement, Result
@@ -158,9 +158,11 @@ class _Answers:
                 pass
             else:
                 first = spec.outputs[0].name
-                scores = self.side.outputs[first], self.outputs[first]
-                before, after = (topk_hits(one, truth, 1).mean() for one in scores)
-                return float(before - after) * 100
+                before, after = (
+                    topk_hits(ranking(side[first], spec.decoding.kind, spec.labels), truth, 1)
+                    for side in (self.side.outputs, self.outputs)
+                )
+                return float(before.mean() - after.mean()) * 100
         return (1 - float(np.mean(self.same))) * 100
 
     def save_changed(self, task: str, folder: Path) -> tuple[str, ...]:
@@ -187,7 +189,7 @@ def _self_test(model: Model) -> Verification:
     if not spec.self_test:
         raise SpecError(f"{spec.name}: the file carries no self-test; name a reference: --against")
     expected = selftest.expected_outputs(spec)
-    outputs = selftest.run(model)
+    outputs, bound = selftest.run(model), spec.self_test.get("max_rel")
     first = spec.outputs[0].name
     agreement = None
     if spec.task == "classify":
@@ -199,6 +201,6 @@ def _self_test(model: Model) -> Verification:
         "the file's own self-test",
         f"{spec.self_test['count']} seeded pictures",
         agreement,
-        bound=float(spec.self_test.get("max_rel", FP32_MAX_REL)),
+        bound=None if bound is None else float(bound),
         noise=spec.self_test.get("noise"),
     )
