@@ -41,6 +41,12 @@ class WeightsSource:
     top1: float | None = None  # as published, 0 to 1
     source: str = ""
 
+    @property
+    def origin(self) -> str:
+        """Who made them and where they are, for people."""
+        place = self.url or (f"the recipe {self.recipe}" if self.recipe else "")
+        return "; ".join(filter(None, (self.source, self.licence, place)))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -109,11 +115,14 @@ def load_recipe(name: str | Path, *, adopted: bool = False) -> Recipe:
     known = {models.canonical(recipe): recipe for recipe in list_recipes()}
     if adopted:
         known |= {models.canonical(recipe): f"{ADOPTED}/{recipe}" for recipe in list_adoptable()}
+    for alias, zoo_name in models.ALIASES.items():
+        if (recipe := known.get(models.canonical(zoo_name))) is not None:
+            known.setdefault(models.canonical(alias), recipe)
     key = models.canonical(str(name))
     if key in known:
         return read_recipe(recipes_folder() / f"{known[key]}.toml")
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    known_ones = f"they are {', '.join(list_adoptable())}." if adopted else "see `edgecv models`"
+    known_ones = f"they are {', '.join(list_adoptable())}." if adopted else "see `edgecv models`."
     names = ", ".join(known[n].rpartition("/")[2] for n in near)
     hint = f"did you mean {names}?" if near else known_ones
     raise RecipeError(

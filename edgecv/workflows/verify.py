@@ -63,6 +63,11 @@ def verify(
     :func:`~edgecv.measure.compare.int8_layer_min_sqnr`; the reference has to be an ``.onnx`` or a
     recipe. ``save``: a folder for the pictures whose answer changed.
     """
+    if weights is not None and (against is None or os.fspath(against).endswith((".onnx", ".npz"))):
+        raise InputError(
+            "--weights are those of a reference that is a recipe (--against NAME); any other has "
+            "its own, and they would not be looked at"
+        )
     gates = Gates(min_agreement, min_cosine, strict_target)
     with load(candidate, backend=backend, options=RuntimeOptions(progress=progress)) as model:
         if against is None:

@@ -221,6 +221,7 @@ def test_pixels_in_answers_like_the_float_input(plain, pictures, tmp_path, order
         same = [a.best.id == b.best.id for a, b in zip(pixels(some), floats(some), strict=True)]
     assert np.mean(same) >= 0.95
     assert edgecv.verify(paths[1]).passed
+    assert edgecv.verify(paths[1], plain, layers=True).layers
 
 
 def test_a_parent_that_takes_pixels(plain, pictures, tmp_path):
