@@ -144,9 +144,10 @@ def _show(out: Output, data: dict[str, Any]) -> None:
 
 
 def _lines(record: dict[str, Any]) -> dict[str, object]:
+    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
     lines: dict[str, object] = {
         "ran on": f"{record['backend']} {record['backend_version']}, "
-        f"{record['compute_precision']}, {record['threads']} thread{'s' * (record['threads'] > 1)}, batch {record['batch']}",
+        f"{record['compute_precision']}, {threads}, batch {record['batch']}",
         "inference": f"{_ms(record['latency_ms'])} ({record['count']} runs)",
     }
     if server := record.get("server"):
