@@ -170,9 +170,11 @@ class _Run:
             # a process' own dropout is not in another's checkpoint: several save between epochs
             due = time.monotonic() - saved > 60 * self.config.save_minutes
             if due and self.processes == 1 and step + 1 < steps:
+                self._check(f"epoch {epoch + 1}, step {step + 1}")
                 self._keep_random(generator)
                 self._save()
                 saved = time.monotonic()
+        self._check(f"epoch {epoch + 1}, step {steps}")
         return self.position.total
 
     def _step(self, index: Tensor, generator: torch.Generator, where: str) -> float:
@@ -249,6 +251,16 @@ class _Run:
                 + (': BatchNorm learns from batches; or norms = "frozen")' if each > 1 else ")")
             )
         return each * self.processes
+
+    def _check(self, where: str) -> None:
+        """Nothing that is not a number is kept: a step may overflow after a finite loss."""
+        state = self.net.state_dict().items()
+        bad = [k for k, v in state if v.is_floating_point() and not torch.isfinite(v).all()]
+        if bad:
+            raise InputError(
+                f"{bad[0]} is NaN or infinite after {where}; the last checkpoint is kept; try a "
+                f"lower lr than {self.config.lr}, or clip_norm"
+            )
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:

@@ -128,6 +128,47 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(task, tmp_path):
     assert len(train(net(), task, CONFIG, tmp_path)) == 3
 
 
+def test_weights_that_are_no_numbers_replace_no_checkpoint(task, tmp_path):
+    """A loss can be finite, and the step after it not: the score of NaN is as good as any."""
+
+    class Broken(ClassificationTask):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            nonlocal steps
+            steps += 1
+            loss = super().loss(outputs, targets)
+            if steps == 8:  # the last of the second epoch
+                loss.register_hook(lambda gradient: gradient * float("nan"))
+            return loss
+
+    steps = 0
+    broken = Broken(task.pictures, task.held_out, task.preparation, task.settings)
+    message = r"NaN or infinite after epoch 2, step 4; the last checkpoint is kept"
+    with pytest.raises(InputError, match=message):
+        train(net(), broken, CONFIG, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    assert len(train(net(), task, CONFIG, tmp_path)) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limits to files' sizes")
+def test_a_full_disk_at_a_checkpoint_keeps_the_last_one(task, tmp_path):
+    import resource
+
+    one = replace(CONFIG, epochs=1)
+    train(net(), task, one, tmp_path / "run", identity={"run": 1})
+    path = tmp_path / "run" / "checkpoint.pt"
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"checkpoint\.pt: could not be written"):
+            train(net(), task, CONFIG, tmp_path / "run", identity={"run": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert len(train(net(), task, CONFIG, tmp_path / "run", identity={"run": 1})) == 3
+
+
 def test_early_stopping_and_the_best_epoch(task, tmp_path):
     class Scripted(ClassificationTask):
         scores = iter([0.5, 0.8, 0.7, 0.6, 0.9])
