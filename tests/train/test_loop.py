@@ -154,19 +154,23 @@ def test_weights_that_are_no_numbers_replace_no_checkpoint(task, tmp_path):
 def test_a_full_disk_at_a_checkpoint_keeps_the_last_one(task, tmp_path):
     import resource
 
-    one = replace(CONFIG, epochs=1)
-    train(net(), task, one, tmp_path / "run", identity={"run": 1})
+    def wide() -> nn.Module:  # more than a buffer holds: the write itself fails
+        torch.manual_seed(0)
+        return nn.Sequential(*net()[:-1], nn.Linear(32, 20_000), nn.Linear(20_000, 2))
+
+    config = replace(CONFIG, epochs=2, save_minutes=60.0)
+    train(wide(), task, replace(config, epochs=1), tmp_path / "run", identity={"run": 1})
     path = tmp_path / "run" / "checkpoint.pt"
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(InputError, match=r"checkpoint\.pt: could not be written"):
-            train(net(), task, CONFIG, tmp_path / "run", identity={"run": 1})
+            train(wide(), task, config, tmp_path / "run", identity={"run": 1})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
-    assert len(train(net(), task, CONFIG, tmp_path / "run", identity={"run": 1})) == 3
+    assert len(train(wide(), task, config, tmp_path / "run", identity={"run": 1})) == 2
 
 
 def test_early_stopping_and_the_best_epoch(task, tmp_path):
