@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ TABLES = {
     "quantized": QuantizedSettings,
 }
 FILES = ("data", "held_out", "initial", "trunk")  # left out of the log
+DIGESTED = 64  # samples, evenly spread, by which a run knows its pictures again
 FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
 
@@ -130,7 +132,8 @@ def train_recipe(
     if job.has("quantized"):
         beginning = read_start(recipe, job.table("quantized", QuantizedSettings), data)
         task = prepare(recipe.task, replace(job, preparation=beginning.preparation)).task
-        report, about = _reporter(job), {"recipe": recipe.name, **given}
+        report = _reporter(job)
+        about = {"recipe": recipe.name, "pictures": _digest(task), **given}
         return train_quantized(beginning, task, config, folder, about, report, write=first)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     distill = job.table("distill", DistillSettings) if job.has("distill") else None
@@ -152,7 +155,7 @@ def train_recipe(
         if transfer is not None:  # the flat lr is the head's
             freeze_up_to(model, transfer.freeze, head_of(model, transfer.head_layers))
         return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
-    identity = {"recipe": recipe.name, "initial": initial, **known, **given}
+    identity = {**_subject(recipe, prepared), "initial": initial, **known, **given}
     run = Run(config, folder, _reporter(job), identity)
     if transfer is None:
         log = run.train(prepared.learner(model), prepared.task)
@@ -253,6 +256,24 @@ def _of_the_data(recipe: Recipe, prepared: Prepared, job: Job) -> Recipe:
     if prepared.decoding is not None:
         recipe = replace(recipe, decoding=prepared.decoding)
     return recipe
+
+
+def _subject(recipe: Recipe, prepared: Prepared) -> dict[str, str]:
+    """What is trained on what: a run goes on only where none of it has changed."""
+    return {
+        "recipe": recipe.name,
+        "model": f"{recipe.source} {json.dumps(dict(recipe.options), sort_keys=True)}",
+        "input": json.dumps(asdict(recipe.preparation)),
+        "labels": ", ".join(recipe.labels),
+        "pictures": _digest(prepared.task),
+    }
+
+
+def _digest(task: Task) -> str:
+    """How many samples there are to learn from, and a digest of some of them."""
+    order = task.order(torch.Generator().manual_seed(0))
+    some = task.plain(order[:: -(-len(order) // DIGESTED)])
+    return f"{len(order)}, {hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]}"
 
 
 def _transfer(

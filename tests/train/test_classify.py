@@ -16,6 +16,7 @@ from edgecv.export.recipe import load_recipe, read_recipe
 from edgecv.export.weights import read_state_dict
 from edgecv.spec import Preparation
 from edgecv.train.batchnorm import is_folded
+from edgecv.train.checkpoint import Position, State, load, save
 from edgecv.train.classify import ClassificationTask, ClassifySettings, learner
 from edgecv.train.data import load_pictures, split
 from edgecv.train.finder import range_test
@@ -227,6 +228,42 @@ def _net(folder: Path, classes: int) -> nn.Module:
     finally:
         sys.path.remove(str(folder))
         del sys.modules["tinynet"]
+
+
+def test_a_run_of_other_pictures_classes_or_inputs_is_not_continued(recipe, pictures, tmp_path):
+    """A finished run's weights would be given out as those of what lies there now."""
+    text = recipe.read_text().replace('data = "."\n', "")
+    recipe.write_text(text.replace("epochs = 3", "epochs = 1"))
+
+    def start() -> None:
+        train_recipe(str(recipe), pictures, [], tmp_path / "run")
+
+    start()
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    start()  # finished: nothing to do
+    moved = pictures / "disc" / "000.png"
+    moved.rename(pictures / "square" / "000x.png")
+    with pytest.raises(WeightsError, match=r"another run: pictures was '32, .*' and is '32, "):
+        start()
+    (pictures / "square" / "000x.png").rename(moved)
+    recipe.write_text(recipe.read_text().replace("size = 16", "size = 24"))
+    with pytest.raises(WeightsError, match=r"another run: input was"):
+        start()
+    recipe.write_text(recipe.read_text().replace("size = 24", "size = 16"))
+    (pictures / "disc").rename(pictures / "round")
+    recipe.write_text(recipe.read_text().replace('"disc", "square"', '"round", "square"'))
+    with pytest.raises(WeightsError, match=r"labels was 'disc, square' and is 'round, square'"):
+        start()
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_checkpoints_of_before_the_pictures_were_known_go_on(tmp_path):
+    state = State({}, {}, None, None, None, Position())
+    save(tmp_path / "old.pt", state, {"recipe": "tiny", "lr": 0.1})
+    new = {"recipe": "tiny", "lr": 0.1, "labels": "disc, square", "pictures": "32, 0123"}
+    assert load(tmp_path / "old.pt", new) is not None
+    with pytest.raises(WeightsError, match=r"lr was 0\.1 and is 0\.2"):
+        load(tmp_path / "old.pt", {**new, "lr": 0.2})
 
 
 def test_finding_a_rate(recipe, pictures, tmp_path):
