@@ -14,7 +14,6 @@ from torch import Tensor
 from edgecv.errors import WeightsError
 from edgecv.files import atomic_write
 
-
 # what an identity says since these were added: older checkpoints are not refused for want of it
 LATER = ("model", "input", "labels", "pictures")
 

@@ -208,7 +208,7 @@ def make_job(
         batch=config.batch,
         where=where,
         beside=recipe.folder,
-        fixed_labels=bool(files.data),
+        fixed_labels=bool(recipe.train.get("data")),
         progress=progress,
         say=say,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -72,6 +73,53 @@ def test_what_is_wrong_with_the_pictures_is_named(pictures, tmp_path):
     (pictures / "square").rmdir()
     with pytest.raises(InputError, match="a folder per class, at least two; found"):
         load_pictures(pictures, PREPARATION)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_folders_that_are_no_class_or_two(pictures, tmp_path, zipped):
+    """A class that is lost, or held-out pictures that are learned from, must not go unseen."""
+
+    def read():
+        if not zipped:
+            return load_pictures(pictures, PREPARATION)
+        archive = tmp_path / "pictures.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in sorted(pictures.rglob("*")):
+                file.write(path, path.relative_to(tmp_path))
+        return load_pictures(archive, PREPARATION)
+
+    one = pictures / "disc" / "000.png"
+    hidden = pictures / "disc" / ".ipynb_checkpoints" / "000-checkpoint.png"
+    for path in (hidden, pictures / "disc" / "._000.png", pictures / "__MACOSX" / "a" / "b.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not a picture")
+    data = read()
+    assert (data.classes, len(data.labels)) == (("disc", "square"), 40)
+    (pictures / "photos").mkdir()
+    (pictures / "photos" / "a.heic").write_bytes(b"no suffix of a picture")
+    with pytest.raises(InputError, match=r"no pictures of photos; add some \(\.bmp, "):
+        read()
+    (pictures / "photos" / "a.heic").unlink()
+    with pytest.raises(InputError, match="no pictures of photos"):
+        read()
+    (pictures / "photos").rmdir()
+    more = pictures / "disc" / "more"
+    more.mkdir()
+    shutil.copy(one, more)
+    with pytest.raises(InputError, match=r"disc and in .*disc/more below it"):
+        read()
+    shutil.rmtree(more)
+    for part in ("train", "val"):
+        for kind in ("disc", "square"):
+            (pictures / part).mkdir(exist_ok=True)
+            shutil.copytree(pictures / kind, pictures / part / kind)
+    for kind in ("disc", "square"):
+        shutil.rmtree(pictures / kind)
+    with pytest.raises(
+        InputError,
+        match=r"train/disc and .*val/disc are both .*hold out \((.*held_out=.*val|a zip)",
+    ):
+        read()
 
 
 def test_a_broken_picture_stops_or_is_left_out(pictures):
@@ -264,6 +312,25 @@ def test_checkpoints_of_before_the_pictures_were_known_go_on(tmp_path):
     assert load(tmp_path / "old.pt", new) is not None
     with pytest.raises(WeightsError, match=r"lr was 0\.1 and is 0\.2"):
         load(tmp_path / "old.pt", {**new, "lr": 0.2})
+
+
+def test_what_to_learn_from_may_be_named_beside_other_classes(recipe, pictures, tmp_path):
+    """The usual layout, train/CLASS and val/CLASS, for a recipe made for other classes."""
+    text = recipe.read_text().replace('data = "."\n', "").replace("epochs = 3", "epochs = 1")
+    recipe.write_text(text.replace('"disc", "square"', '"a", "b", "c"'))
+    for part in ("train", "val"):
+        shutil.copytree(pictures, tmp_path / "photos" / part)
+    shutil.rmtree(tmp_path / "photos" / "val" / "disc")
+    settings = ["data=train", "held_out=val"]
+    with pytest.raises(InputError, match=r"val: .* at least two"):
+        train_recipe(str(recipe), tmp_path / "photos", settings, tmp_path / "run")
+    shutil.copytree(pictures / "disc", tmp_path / "photos" / "val" / "disc")
+    result = train_recipe(str(recipe), tmp_path / "photos", settings, tmp_path / "run")
+    assert read_recipe(result.recipe).labels == ("disc", "square")
+    text = recipe.read_text().replace("[train]", '[train]\ndata = "."')
+    recipe.write_text(text)  # the recipe's own data are of the recipe's own classes
+    with pytest.raises(InputError, match="are not the recipe's labels"):
+        train_recipe(str(recipe), tmp_path / "photos", settings, tmp_path / "other")
 
 
 def test_finding_a_rate(recipe, pictures, tmp_path):
