@@ -104,7 +104,13 @@ class Augmenter:
 
     @classmethod
     def of(cls, settings: AugmentSettings, pixels: Tensor, classes: int = 0) -> Augmenter:
-        """With what ``settings`` need to know of the training pictures, uint8 ``[N, H, W, 3]``."""
+        """With what ``settings`` need to know of the training pictures, uint8 ``[N, H, W, C]``."""
+        if pixels.shape[-1] == 1:
+            for key in ("saturation", "hue", "pca"):
+                if getattr(settings, key):
+                    raise RecipeError(
+                        f"train.augment.{key}: gray pictures have no colours to vary: set it to 0"
+                    )
         statistics = ColorStatistics.of(pixels) if settings.pca else None
         return cls(settings, statistics=statistics, classes=classes)
 

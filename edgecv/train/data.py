@@ -25,7 +25,7 @@ from edgecv.train.job import Job
 class LabelledPictures:
     """A whole data set in memory, already at the net's input size.
 
-    ``pixels`` is uint8 ``[N, H, W, 3]``, ``labels`` int64 ``[N]``, indices into ``classes``.
+    ``pixels`` is uint8 ``[N, H, W, C]``, ``labels`` int64 ``[N]``, indices into ``classes``.
     """
 
     pixels: Tensor
@@ -78,7 +78,8 @@ def load_pictures(
             f"{source}: no pictures of {', '.join(empty)}; add some "
             f"({', '.join(sorted(PICTURE_SUFFIXES))}), or remove the folder"
         )
-    pixels = np.empty((len(entries), preparation.height, preparation.width, 3), np.uint8)
+    shape = (preparation.height, preparation.width, preparation.channels)
+    pixels = np.empty((len(entries), *shape), np.uint8)
     index = {name: i for i, name in enumerate(named)}
     labels: list[int] = []
     skipped: list[str] = []

@@ -130,6 +130,8 @@ def train_recipe(
     given = dict(table)
     config, job = make_job(recipe, table, data, progress, say)
     if job.has("quantized"):
+        if find:
+            raise RecipeError(f"{job.where}: {FIND_LR} is not for a training of an INT8 file")
         beginning = read_start(recipe, job.table("quantized", QuantizedSettings), data)
         task = prepare(recipe.task, replace(job, preparation=beginning.preparation)).task
         report = _reporter(job)
@@ -227,13 +229,16 @@ def prepare(task: str, job: Job) -> Prepared:
 def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
     """The recipe's [train] table with ``key=value`` overrides.
 
-    A classifier's recipe without one is transfer learning by its defaults.
+    A classifier's recipe without one is transfer learning by its defaults, unless ``settings`` have
+    a file to start from or a teacher.
     """
     if not recipe.source:
         raise RecipeError(f"{recipe.path or recipe.name}: has no [model] to train")
     table: dict[str, Any] = dict(recipe.train)
     if not table and recipe.task == "classify":
-        table = {"initial": "imagenet", "epochs": 20, "batch": 32, "transfer": {}}
+        table = {"initial": "imagenet", "epochs": 20, "batch": 32}
+        if not any(setting.startswith(("quantized.", "distill.")) for setting in settings):
+            table["transfer"] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -241,7 +246,10 @@ def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
         *parents, last = key.split(".")
         inner = table
         for parent in parents:
-            inner[parent] = dict(inner.get(parent, {}))
+            outer = inner.get(parent, {})
+            if not isinstance(outer, Mapping):
+                raise InputError(f"--set {setting}: {parent} is {outer!r}, and no table")
+            inner[parent] = dict(outer)
             inner = inner[parent]
         inner[last] = _parse(text)
     return table

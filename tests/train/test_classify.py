@@ -142,6 +142,9 @@ def test_settings_are_typed():
         ({"precision": "int8"}, "precision: expected one of fp32, bf16, fp16; got 'int8'"),
         ({"ema": 1.0}, "ema: expected a decay"),
         ({"epochs": 0}, "epochs: expected at least 1"),
+        ({"finish_epochs": -3}, "finish_epochs: expected at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay: expected at least 0"),
+        ({"layer_decay": 0}, "layer_decay: expected above 0"),
     ):
         with pytest.raises(RecipeError, match=message):
             typed(TrainConfig, values, where)
@@ -152,6 +155,12 @@ def test_overrides_reach_into_tables(recipe):
     assert (table["lr"], table["transfer"], table["held_out"]) == (0.5, {"views": 2}, "x.zip")
     with pytest.raises(InputError, match="expected key=value"):
         read_table(read_recipe(recipe), ["lr"])
+    with pytest.raises(InputError, match=r"--set epochs\.x=1: epochs is 3, and no table"):
+        read_table(read_recipe(recipe), ["epochs.x=1"])
+    bare = load_recipe("mobilenetv2")
+    assert read_table(bare, [])["transfer"] == {}
+    for setting in ("quantized.file=x.onnx", "distill.teacher=x.onnx"):
+        assert "transfer" not in read_table(bare, [setting])
 
 
 def test_freezing_by_path():
@@ -340,6 +349,11 @@ def test_finding_a_rate(recipe, pictures, tmp_path):
     assert result.picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_batch_of_one_finds_no_rate(recipe, pictures, tmp_path):
+    with pytest.raises(InputError, match=r"batch = 1, 32 samples: BatchNorm learns from batches"):
+        train_recipe(str(recipe), pictures, ["find_lr=true", "batch=1"], tmp_path / "run")
+
+
 def test_a_rate_is_found_for_what_will_learn(recipe, pictures, tmp_path, monkeypatch):
     """With transfer the head alone, BatchNorm as it will be; the model itself is left alone."""
     seen = {}
@@ -392,6 +406,7 @@ def test_keys_that_mean_nothing_are_refused(recipe, pictures, tmp_path):
         ("detect.lr=2", "train.detect: unknown key, or not one of this task's"),
         ("transfer.freze=all", "train.transfer.freze: unknown key; did you mean 'freeze'"),
         ("transfer.freeze=features.3", "train.transfer.cached: features can be computed once"),
+        ("shift=16", r"train\.shift: 16 pixels, .* by up to 15"),
     ):
         with pytest.raises(RecipeError, match=message):
             train_recipe(str(recipe), pictures, [setting], tmp_path / "run")
@@ -400,6 +415,24 @@ def test_keys_that_mean_nothing_are_refused(recipe, pictures, tmp_path):
     mixed = ["augment.mixup=0.4", "transfer.views=2"]
     with pytest.raises(RecipeError, match=r"mixup and cutmix .* keep one class each"):
         train_recipe(str(recipe), pictures, mixed, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["multilabel-logits", "probabilities"])
+def test_a_net_that_gives_no_logits_is_not_taught_by_a_softmax(recipe, pictures, tmp_path, kind):
+    recipe.write_text(
+        recipe.read_text().replace("[labels]", f'[output]\ndecode = "{kind}"\n[labels]')
+    )
+    with pytest.raises(RecipeError, match=f"output.decode is {kind}"):
+        train_recipe(str(recipe), pictures, [], tmp_path / "run")
+
+
+def test_gray_pictures_are_learned(pictures, tmp_path):
+    settings = ["initial=random", "epochs=1", "transfer.epochs=1", "augment.brightness=0.2"]
+    result = train_recipe("lenet5", pictures, settings, tmp_path / "run")
+    assert read_recipe(result.recipe).preparation.channels == 1
+    for key in ("hue", "pca"):
+        with pytest.raises(RecipeError, match=f"augment.{key}: gray pictures have no colours"):
+            train_recipe("lenet5", pictures, [f"augment.{key}=0.1"], tmp_path / "other")
 
 
 def test_the_bundled_weights_name_the_recipes_settings():
