@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -334,9 +335,19 @@ def _store(
     write_json(result.log, {**about, "config": config, "epochs": list(log), "stored": scores})
     table = {**recipe_table(recipe), "train": config}
     table["weights"] = {"bundled": {"file": result.weights.name, "source": "edgecv train"}}
+    if recipe.is_of_a_module:
+        table["model"]["folder"] = _relative(recipe.folder, result.recipe.parent)
     with atomic_write(result.recipe) as file:
         file.write(tomli_w.dumps(table).encode())
     return replace(result, size_bytes=result.weights.stat().st_size, scores=scores)
+
+
+def _relative(path: Path, start: Path) -> str:
+    """``path`` as seen from the folder ``start``: both may move together."""
+    try:
+        return Path(os.path.relpath(path, start.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path.as_posix()
 
 
 def _find_rate(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -236,6 +239,27 @@ def test_a_fresh_net_is_not_a_folded_one():
     assert is_folded(net)
 
 
+def test_the_saved_recipe_finds_the_users_module_again(recipe, pictures, tmp_path):
+    """From another process, in another folder."""
+    result = train_recipe(str(recipe), pictures, ["epochs=1"], tmp_path / "deep" / "run")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    program = (
+        "import sys; from edgecv.export import recipe, weights; "
+        "found = recipe.load_recipe(sys.argv[1]); "
+        "weights.load_model(weights.resolve(found, 'bundled'))"
+    )
+    root = str(Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", program, str(result.recipe)],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": root},
+        check=True,
+    )
+    again = train_recipe(str(result.recipe), pictures, ["epochs=1"], tmp_path / "again")
+    assert read_recipe(again.recipe).folder.resolve() == recipe.parent.resolve()
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, pictures, tmp_path, cached):
     """The recipe has other labels and no [train]: a new head learns the folder's classes."""
@@ -273,8 +297,6 @@ def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, pictures, tmp_pa
 
 
 def _net(folder: Path, classes: int) -> nn.Module:
-    import sys
-
     sys.path.insert(0, str(folder))
     try:
         import tinynet
