@@ -281,7 +281,8 @@ def write_safetensors(
     """Store ``state`` with its floating-point tensors in ``dtype``; atomic.
 
     A tensor with numbers that ``dtype`` cannot hold stays as it is: a variance of inputs from 0 to
-    255 is soon beyond float16's 65504. Counters of BatchNorm's batches are left out: no inference needs them.
+    255 is soon beyond float16's 65504. Counters of BatchNorm's batches are left out: no inference
+    needs them.
     """
     from safetensors.torch import save
 
