@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -79,7 +80,14 @@ def load_pictures(
             f"({', '.join(sorted(PICTURE_SUFFIXES))}), or remove the folder"
         )
     shape = (preparation.height, preparation.width, preparation.channels)
-    pixels = np.empty((len(entries), *shape), np.uint8)
+    try:
+        pixels = np.empty((len(entries), *shape), np.uint8)
+    except MemoryError as error:
+        raise InputError(
+            f"{source}: its {len(entries)} pictures take {len(entries) * math.prod(shape):,} bytes "
+            f"at {preparation.width}x{preparation.height} pixels, more memory than there is; "
+            f"set a smaller input size, or learn from fewer"
+        ) from error
     index = {name: i for i, name in enumerate(named)}
     labels: list[int] = []
     skipped: list[str] = []

@@ -26,7 +26,7 @@ from edgecv.train.classify import ClassificationTask
 from edgecv.train.finder import range_test
 from edgecv.train.job import DataSettings, Job, Prepared, distribute
 from edgecv.train.journal import draw_rates
-from edgecv.train.loop import Report, train
+from edgecv.train.loop import Report, is_first_process, train
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
 from edgecv.train.transfer import (
@@ -120,9 +120,7 @@ def train_recipe(
     ``folder`` gets the checkpoint, the log, the weights ``NAME.safetensors`` and the recipe
     ``NAME.toml`` that exports them; a run that lies there unfinished is continued.
     """
-    from accelerate import PartialState
-
-    first = PartialState().is_main_process
+    first = is_first_process()
     if not first:  # the same work in every process, told once
         progress, say = silent, lambda text: None
     recipe = load_recipe(name)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from edgecv.errors import InputError, WeightsError
 from edgecv.spec import Preparation
 from edgecv.train.augment import AugmentSettings
+from edgecv.train.checkpoint import Position
 from edgecv.train.classify import ClassificationTask, ClassifySettings
 from edgecv.train.data import load_pictures, split
-from edgecv.train.loop import train
+from edgecv.train.loop import _Run, train
 from edgecv.train.schedule import make_optimizer, parameter_groups, rate
 from edgecv.train.settings import TrainConfig
 from tests.train.conftest import RECIPE
@@ -94,6 +95,17 @@ def test_another_runs_checkpoint_is_refused_and_kept(task, tmp_path):
     with pytest.raises(WeightsError, match=r"another run: lr was 0\.01 and is 0\.5"):
         train(net(), task, replace(CONFIG, lr=0.5), tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_host_that_does_not_see_the_checkpoint_is_named(monkeypatch):
+    run = object.__new__(_Run)
+    run.processes, run.path, run.position = 2, Path("run/checkpoint.pt"), Position(2)
+    others = [(2, 0)]
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own + others)
+    run._check_processes()
+    others[0] = (0, 0)
+    with pytest.raises(InputError, match=r"not every process .*\[\(0, 0\), \(2, 0\)\]"):
+        run._check_processes()
 
 
 @pytest.mark.parametrize("size", [0, 100, -100])
@@ -325,12 +337,17 @@ def test_two_processes_have_the_curve_of_one(recipe, pictures, tmp_path):
     (tmp_path / "tinynet.py").write_text(
         (tmp_path / "tinynet.py").read_text().replace("nn.Dropout(0.1), ", "")
     )
-    train_it = ["edgecv", "train", str(recipe), "--data", str(pictures)]
-    launch = _command("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    train_it = ["edgecv", "train", str(recipe), "--data", str(pictures), "--json"]
+    launch = _command("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
     for name, command in (("one", _command()), ("two", launch)):
-        subprocess.run(
-            [*command, *train_it, "-o", str(tmp_path / name)], env=_environment(), check=True
+        done = subprocess.run(
+            [*command, *train_it, "-o", str(tmp_path / name)],
+            env=_environment(),
+            check=True,
+            stdout=subprocess.PIPE,
         )
+        # two that did not find each other would each train alone, and say so
+        assert json.loads(done.stdout)["size_bytes"] > 0
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("one", "two")
