@@ -111,6 +111,16 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """``path``, made where it is not there yet; what prevents it is an
+    :class:`~edgecv.errors.InputError`."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _cannot_write(Path(path), error) from error
+    return Path(path)
+
+
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading; what prevents it is an :class:`~edgecv.errors.InputError`."""
     path = Path(path)

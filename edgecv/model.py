@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from edgecv.results import Placement, Result
 from edgecv.runtimes import open_backend
 from edgecv.runtimes.base import Array, Backend, RuntimeInfo, RuntimeOptions
 from edgecv.spec import ModelSpec, TensorSpec, read_spec
+
+if TYPE_CHECKING:
+    from edgecv.postprocess.classify import HeatMap
 
 MAX_BATCH = 32  # pictures in one run of a dynamic-batch file; more only costs memory on a CPU
 
@@ -77,12 +80,31 @@ class Model(Closing):
         return prepare(picture, self.spec.preparation, dtype=dtype, color=color)
 
     def check_thresholds(self, conf: float | None, iou: float | None) -> None:
-        """Refuse thresholds outside 0 to 1, or for a task that would ignore them."""
+        """Refuse thresholds outside 0 to 1, or that the task or the file's graph would ignore."""
         for name, value in (("conf", conf), ("iou", iou)):
             if value is not None and self.spec.task != "detect":
                 raise InputError(f"conf and iou do not apply to task {self.spec.task!r}")
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {value:g}")
+        if self.spec.task == "detect":
+            self._check_graphs_nms(conf, iou)
+
+    def _check_graphs_nms(self, conf: float | None, iou: float | None) -> None:
+        """What the graph has dropped no threshold brings back."""
+        from edgecv.postprocess.detect import SUPPRESSED
+
+        kind, options = self.spec.decoding.kind, self.spec.decoding.options
+        if iou is not None and kind in SUPPRESSED:
+            raise InputError(
+                f"{self.runtime.path}: iou does not apply: this file's graph suppresses by itself "
+                f"(decoding {kind!r}), at a threshold that is fixed in it"
+            )
+        least = options.get("conf")
+        if conf is not None and kind == "detections" and least is not None and conf < least:
+            raise InputError(
+                f"{self.runtime.path}: conf must be at least {least:g}, got {conf:g}: the NMS in "
+                f"this file's graph has dropped what scores lower; use the file without it"
+            )
 
     def answer(
         self, prepared: Sequence[Prepared], *, conf: float | None = None, iou: float | None = None
@@ -94,6 +116,22 @@ class Model(Closing):
             outputs = self.infer(stack(group))
             results += self.decode(outputs, [one.placement for one in group], conf=conf, iou=iou)
         return results
+
+    def heat_map(self, picture: Picture, *, color: str = "rgb") -> HeatMap:
+        """What a fully convolutional classifier says at each place of ``picture``.
+
+        Raises :class:`~edgecv.errors.InputError` for another task; see
+        :func:`edgecv.postprocess.classify.heat_maps` for what the contract has to say.
+        """
+        from edgecv.postprocess.classify import heat_maps
+
+        if self.spec.task != "classify":
+            raise InputError(
+                f"heat maps are for classifiers; this model's task is {self.spec.task!r}"
+            )
+        prepared = self.prepare(picture, color=color)
+        (found,) = heat_maps(self.infer(stack([prepared])), self.spec, [prepared.placement])
+        return found
 
     def raw(self, pictures: Sequence[Picture], *, color: str = "rgb") -> dict[str, Array]:
         """The output tensors for ``pictures`` (at least one), before any decoding.
@@ -111,18 +149,22 @@ class Model(Closing):
     def infer(self, batch: NDArray[Any]) -> dict[str, Array]:
         """The output tensors for a prepared batch (``spec.inputs[0]``), any N of at least one.
 
-        A file with a fixed batch is run as often as it takes; what its last run lacks is filled
-        with zeros, and the answers to those are cut off.
+        A file with a fixed batch, or an engine for a range of them, is run as often as it takes;
+        what its last run lacks is filled with zeros, and the answers to those are cut off.
         """
         if len(batch) == 0:
             raise InputError("there are no pictures: the batch is empty")
         (tensor,) = self.spec.inputs
-        size = tensor.shape[0] if isinstance(tensor.shape[0], int) else min(MAX_BATCH, len(batch))
+        least, most = self.runtime.batch_range
+        if isinstance(tensor.shape[0], int):
+            least = size = tensor.shape[0]
+        else:
+            size = max(least, min(MAX_BATCH, most, len(batch)))
         parts: list[Mapping[str, Array]] = []
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
-            if len(part) < size and isinstance(tensor.shape[0], int):
-                padding = np.zeros((size - len(part), *part.shape[1:]), part.dtype)
+            if len(part) < least:
+                padding = np.zeros((least - len(part), *part.shape[1:]), part.dtype)
                 part = np.concatenate([part, padding])
             parts.append(self.runtime.run({tensor.name: part}))
         if len(parts) == 1 and len(batch) == size:

@@ -24,6 +24,7 @@ from edgecv.onnxproto import ELEMENT_TYPES
 from edgecv.wire import Buffer, Field, fields, mapped, text, varint_at
 
 Span: TypeAlias = "tuple[int, int]"  # where a message's bytes begin and end in the file
+Symbols: TypeAlias = "tuple[str, ...]"  # the name of each size of a tensor; "" where it has none
 
 _QUANTIZED = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
@@ -159,8 +160,9 @@ def read_graph(source: str | os.PathLike[str] | bytes) -> OnnxGraph:
         return _Reader(data, "the model" if isinstance(origin, bytes) else origin).model(origin)
 
 
-def read_ends(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """The names of the graph's inputs (constants may be among them) and outputs, in order.
+def read_ends(path: str | os.PathLike[str]) -> tuple[dict[str, Symbols], dict[str, Symbols]]:
+    """The graph's inputs (constants may be among them) and outputs by name, in order: what their
+    sizes are called.
 
     The nodes are stepped over: a file opens without the milliseconds that reading them takes.
     Raises what :func:`read_graph` does.
@@ -226,14 +228,15 @@ class _Reader:
             tuple(rest),
         )
 
-    def ends(self) -> tuple[list[str], list[str]]:
-        names: dict[int, list[str]] = {proto.GRAPH_INPUT: [], proto.GRAPH_OUTPUT: []}
+    def ends(self) -> tuple[dict[str, Symbols], dict[str, Symbols]]:
+        found: dict[int, dict[str, Symbols]] = {proto.GRAPH_INPUT: {}, proto.GRAPH_OUTPUT: {}}
         for graph in fields(self._data, self._where, limit=MAX_FIELDS):
             if graph.number == proto.MODEL_GRAPH:
                 for part in self._inside(graph):
-                    if part.number in names:
-                        names[part.number].append(self._name(part, proto.VALUE_NAME))
-        return names[proto.GRAPH_INPUT], names[proto.GRAPH_OUTPUT]
+                    if part.number in found:
+                        name = self._name(part, proto.VALUE_NAME)
+                        found[part.number][name] = self._symbols(part)
+        return found[proto.GRAPH_INPUT], found[proto.GRAPH_OUTPUT]
 
     def _inside(self, message: Field) -> Iterator[Field]:
         return fields(self._data, self._where, message.start, message.end)
@@ -334,6 +337,14 @@ class _Reader:
             elif part.number == proto.TENSOR_LOCATION:
                 external = part.value == proto.LOCATION_EXTERNAL
         return Initializer(name, tuple(dims), element, external, (message.start, message.end))
+
+    def _symbols(self, message: Field) -> Symbols:
+        """What a ``ValueInfoProto`` calls the sizes of its tensor."""
+        levels = (proto.VALUE_TYPE, proto.TYPE_TENSOR, proto.TENSOR_TYPE_SHAPE, proto.SHAPE_DIM)
+        parts = [message]
+        for number in levels:
+            parts = [part for one in parts for part in self._inside(one) if part.number == number]
+        return tuple(self._name(size, proto.DIM_SYMBOL) for size in parts)
 
     def _value(self, message: Field) -> tuple[str, int]:
         """Name and element type of a ``ValueInfoProto``; 0 for what is no plain tensor."""

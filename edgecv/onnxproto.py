@@ -24,7 +24,7 @@ VALUE_NAME, VALUE_TYPE = 1, 2
 TYPE_TENSOR = 1
 TENSOR_TYPE_ELEMENT, TENSOR_TYPE_SHAPE = 1, 2
 SHAPE_DIM = 1
-DIM_VALUE = 1
+DIM_VALUE, DIM_SYMBOL = 1, 2
 ENTRY_KEY, ENTRY_VALUE = 1, 2  # StringStringEntryProto
 
 MAX_DEPTH = 64  # of messages within one another: protobuf itself stops at 100

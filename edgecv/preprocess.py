@@ -31,6 +31,8 @@ PICTURE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
 
+MAX_PIXELS = 178_956_970  # of a resized picture; Pillow's own limit of a decoded one
+
 _KERNELS = {
     "pillow-nearest": "NEAREST",
     "pillow-box-antialias": "BOX",
@@ -159,6 +161,11 @@ def fit_pixels(
     else:
         (width, height), color = picture.size, "rgb"
     size, corner, canvas, scale = _geometry(width, height, p)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(
+            f"a picture of {width}x{height} pixels, resized to a short side of {min(size)}, would "
+            f"have {size[0]}x{size[1]}: too narrow for a model that cuts out the centre"
+        )
     resized = _resample(picture, size, p.interpolation)
     flip = color != ("bgr" if p.color == "bgr" else "rgb")
     pixels = place(resized[:, :, ::-1] if flip else resized, corner, canvas, p.pad_value)
@@ -284,7 +291,12 @@ def prepare(
     if isinstance(picture, np.ndarray) and (frame := _check_array(picture, color)).shape[2] == 3:
         pixels, placement = fit_pixels(frame, p, color=color)  # a video frame: spare the copies
     else:
-        pixels, placement = fit_pixels(open_picture(picture, color=color), p)
+        opened = open_picture(picture, color=color)
+        try:
+            pixels, placement = fit_pixels(opened, p)
+        except InputError as error:
+            where = f"{picture}: " if isinstance(picture, str | os.PathLike) else ""
+            raise InputError(f"{where}{error}") from error
     return Prepared(to_tensor(pixels, p, dtype), placement)
 
 

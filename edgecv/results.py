@@ -233,6 +233,7 @@ class Landmarks:
         _finite("points", self.points)
         if self.scores is not None:
             _shape("scores", self.scores, (len(self.points),))
+            _finite("scores", self.scores)
         if len(self.labels) not in (0, len(self.points)):
             raise RuntimeFailure(f"{len(self.points)} points, but {len(self.labels)} names")
 

@@ -219,7 +219,7 @@ class ModelSpec:
     def from_json(cls, text: str, where: str = "the contract") -> ModelSpec:
         """Read :meth:`to_json`'s output; anything else is a :class:`SpecError` naming ``where``."""
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_float=_finite, parse_constant=_finite, parse_int=_int)
         except (ValueError, RecursionError) as error:
             raise SpecError(
                 f"{where}: not valid JSON ({error}); the file is damaged: export it again"
@@ -249,6 +249,20 @@ class ModelSpec:
             self_test=reader.get("self_test", dict, {}),
             version=reader.get("version", int),
         )
+
+
+def _finite(text: str) -> float:
+    """A number of JSON, which knows neither NaN nor infinity: such a contract could be read and
+    not written again."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
+
+
+def _int(text: str) -> int:
+    _finite(text)  # it may stand where a float is expected
+    return int(text)
 
 
 def _tensors(given: JsonObject, key: str) -> tuple[TensorSpec, ...]:
@@ -335,6 +349,11 @@ def _check(spec: ModelSpec) -> None:
     _require(len(spec.outputs) >= 1, "there must be at least one output")
     for tensor in (*spec.inputs, *spec.outputs):
         _one_of(tensor.dtype, DTYPES, f"dtype of {tensor.name!r}")
+        sizes = [size for size in tensor.shape if not isinstance(size, str)]
+        _require(
+            all(size >= 1 for size in sizes),
+            f"the sizes of {tensor.name!r} must be at least 1, or names; got {list(tensor.shape)}",
+        )
     _check_input(spec.inputs[0], spec.preparation)
     _require(
         len(spec.label_ids) in (0, len(spec.labels)),
@@ -342,6 +361,11 @@ def _check(spec: ModelSpec) -> None:
     )
     if spec.task == "classify":
         shape = spec.outputs[0].shape
+        _require(
+            len(shape) in (2, 4),
+            f"output {spec.outputs[0].name!r} has the shape {list(shape)}; task 'classify' takes "
+            f"[N, classes] or [N, classes, h, w]",
+        )
         classes = shape[1] if len(shape) == 4 else shape[-1]  # [N, C, h, w]: fully convolutional
         _require(
             isinstance(classes, str) or classes == len(spec.labels),

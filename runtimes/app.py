@@ -56,5 +56,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (edgecv.errors.EdgeCVError, KeyboardInterrupt) as error:
-        sys.exit(str(error) or "stopped")
+    except (edgecv.errors.EdgeCVError, OSError, ImportError, ValueError, KeyboardInterrupt) as why:
+        sys.exit(str(why) or "stopped")

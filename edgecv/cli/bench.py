@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgecv.cli.output import JsonOption, Output
-from edgecv.errors import CheckFailed
+from edgecv.errors import CheckFailed, EdgeCVError
 
 
 def command(
@@ -66,16 +67,20 @@ def command(
         )
     data = report.to_dict()
     _show(out, data)
-    if report.records:
-        _write(data, output, html, markdown, out)
     error = report.error()
+    if error is None and report.partial and not report.records:
+        error = CheckFailed("interrupted before anything was measured")
     if error is not None and not report.records:
         raise error
+    # what was measured is told first: the disk may be full, or the folder another's
     out.result(data)
     if error is not None:
         out.errors.print(f"error: {error}", style="red", markup=False)
+    lost = _write(data, output, html, markdown, out)
     if error is not None or report.regressions:
         raise typer.Exit(CheckFailed.exit_code)
+    if lost is not None:
+        raise typer.Exit(lost.exit_code)
 
 
 def _write(
@@ -84,19 +89,29 @@ def _write(
     html: Path | None,
     markdown: Path | None,
     out: Output,
-) -> None:
+) -> EdgeCVError | None:
+    """Write what was asked for; one that cannot be is said, and the others are written yet."""
     from edgecv.files import write_json
     from edgecv.measure.record import identity
     from edgecv.workflows.report import report_on, write_html, write_markdown
 
+    writers: list[tuple[Path, Callable[[Path], None]]] = []
     if output is not None:
         path = output / f"{identity(data)}.json" if output.is_dir() else output
-        write_json(path, data)
-        out.say(f"written to {path}")
+        writers.append((path, lambda path: write_json(path, data)))
     if html is not None:
-        write_html(report_on([data]), html)
+        writers.append((html, lambda path: write_html(report_on([data]), path)))
     if markdown is not None:
-        write_markdown(report_on([data]), markdown)
+        writers.append((markdown, lambda path: write_markdown(report_on([data]), path)))
+    lost = None
+    for path, write in writers:
+        try:
+            write(path)
+            out.say(f"written to {path}")
+        except EdgeCVError as error:
+            lost = error
+            out.errors.print(f"error: {error}", style="red", markup=False)
+    return lost
 
 
 def _show(out: Output, data: dict[str, Any]) -> None:
@@ -131,7 +146,7 @@ def _show(out: Output, data: dict[str, Any]) -> None:
 def _lines(record: dict[str, Any]) -> dict[str, object]:
     lines: dict[str, object] = {
         "ran on": f"{record['backend']} {record['backend_version']}, "
-        f"{record['compute_precision']}, {record['threads']} threads, batch {record['batch']}",
+        f"{record['compute_precision']}, {record['threads']} thread{'s' * (record['threads'] > 1)}, batch {record['batch']}",
         "inference": f"{_ms(record['latency_ms'])} ({record['count']} runs)",
     }
     if server := record.get("server"):

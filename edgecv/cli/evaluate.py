@@ -31,7 +31,7 @@ def command(
         Path | None, typer.Option(help="Maps the data set's class names to indices.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Score this many pictures, drawn by a seed.")
+        int | None, typer.Option(min=1, help="Score this many pictures, always the same ones.")
     ] = None,
     detector: Annotated[
         Path | None, typer.Option("--detector", "-d", help="Finds the faces of a pairs file.")
@@ -134,6 +134,7 @@ def _columns(data: dict[str, Any]) -> dict[str, str | int]:
             f"accuracy, {data['folds']} folds": f"{rate('accuracy')} ({data['correct']} right)",
             "their thresholds": f"{min(folds):.3f} to {max(folds):.3f}, each of the other folds",
             "EER": rate("eer"),
+            "area under the ROC": rate("auc"),
             "TAR at FAR": ", ".join(f"{t:.2%} at {f}" for f, t in data["tar_at_far"].items()),
             f"threshold for FAR {data['far']:g}": f"{data['threshold']:.4f} ({data['metric']}); of "
             f"all pairs it accepts {chosen['far']:.2%} of two people (95% sure: under "

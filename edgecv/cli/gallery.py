@@ -80,6 +80,8 @@ def enrol(
         gallery, made = open_or_create(
             where,
             pipeline,
+            name,
+            extend=add,
             threshold=threshold,
             origin=origin,
             margin=margin,
@@ -116,20 +118,33 @@ def identify(
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Who is in these pictures. Not recognized is an answer, too: exit 0."""
+    """Who is in these pictures. Not recognized is an answer, too: exit 0 if all could be read."""
     from edgecv.faces import FacePipeline
+    from edgecv.preprocess import open_picture
 
     out = Output(as_json)
-    results = []
+    results, failed = [], []
     with FacePipeline(detector, model, gallery=where, backend=backend, conf=conf) as pipeline:
         for picture in pictures:
-            faces = pipeline(picture)
+            try:
+                opened = open_picture(picture)
+            except InputError as error:  # the others are answered all the same
+                out.errors.print(f"not read: {error}", style="red", markup=False)
+                failed.append({"source": str(picture), "error": str(error)})
+                continue
+            faces = pipeline(opened)
             for face in faces:
                 out.say(f"{picture}: {face}")
             if not faces:
                 out.say(f"{picture}: no face")
             results.append({"source": str(picture), "faces": [face.to_dict() for face in faces]})
-    out.result({"gallery": where, "results": results})
+    out.result({"gallery": where, "results": results, "failed": failed})
+    if failed and as_json:
+        raise typer.Exit(InputError.exit_code)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(pictures)} pictures could not be read (named above)"
+        )
 
 
 @app.command()

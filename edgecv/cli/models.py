@@ -64,13 +64,16 @@ def _list(name: str | None, out: Output) -> None:
                 "macs": recipe.macs,
                 "classes": len(recipe.labels),
                 "weights": list(recipe.weights),
-                "sources": {name: w.url or w.source for name, w in recipe.weights.items()},
+                "sources": {
+                    name: w.url or w.source or w.recipe for name, w in recipe.weights.items()
+                },
                 "published_top1": published,
             }
         )
     out.table(["name", "parameters", "MACs", "input", "weights", "published top-1"], rows)
     if name is not None:
         out.say(recipes[0].summary)
+        out.pairs({name: weights.origin for name, weights in recipes[0].weights.items()})
     out.result({"models": data})
 
 

@@ -34,7 +34,10 @@ def command(
     iou: Annotated[float | None, typer.Option(help="NMS overlap (detectors).")] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write drawn pictures and videos, and results.jsonl, to this folder."),
+        typer.Option(
+            help="Write drawn pictures and videos, segmenters' masks of pictures, and "
+            "results.jsonl, to this folder."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,19 +46,21 @@ def command(
     Ctrl-C ends a camera; what is done is kept, and the exit code is 130.
     """
     from edgecv.model import load
+    from edgecv.runtimes.base import RuntimeOptions
     from edgecv.workflows.predict import predict
     from edgecv.workflows.saving import Saver
     from edgecv.workflows.sources import find_sources
 
     out = Output(as_json)
-    found, others = find_sources(sources)
+    found, others = find_sources(sources, save)
     if others:
         out.note(f"left out {len(others)} files that are no pictures, such as {others[0]}")
     told = _Told()
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(load(model, backend=backend))
+        progress = stack.enter_context(out.progress())  # an engine that has to be built is heard of
+        options = RuntimeOptions(progress=progress)
+        opened = stack.enter_context(load(model, backend=backend, options=options))
         saver = stack.enter_context(Saver(save, found)) if save is not None else None
-        progress = stack.enter_context(out.progress())
         backend_name = opened.info.backend
         answers = predict(opened, found, progress, conf=conf, iou=iou, note=out.note)
         _tell(answers, saver, told, out)
@@ -96,8 +101,7 @@ def _tell(
         with contextlib.closing(answers):
             for prediction in answers:
                 told.count += 1
-                path = saver.save(prediction) if saver is not None else None
-                entry = prediction.to_dict() | ({"saved": str(path)} if path else {})
+                entry = saver.save(prediction) if saver is not None else prediction.to_dict()
                 if prediction.result is None:
                     told.failed.append(entry)
                     out.errors.print(f"not read: {prediction.error}", style="red", markup=False)

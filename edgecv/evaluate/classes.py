@@ -19,10 +19,7 @@ def match_classes(
     ``classes`` (:func:`read_classes`). A name that matches nothing is an error: leaving its
     objects out would change the score.
     """
-    if classes is not None:
-        index = read_classes(classes, len(labels))
-    else:
-        index = {class_key(label): i for i, label in reversed(list(enumerate(labels)))}
+    index = own_classes(labels) if classes is None else read_classes(classes, len(labels))
     unknown = [name for name in names if class_key(name) not in index]
     if unknown:
         shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
@@ -31,7 +28,32 @@ def match_classes(
             f"as {', '.join(unknown[:3])}; the model's are {shown}; name them alike, or map them "
             f"with --classes FILE"
         )
+    refuse_shared(names, index, where)
     return [index[class_key(name)] for name in names]
+
+
+SHARED = -1  # the index of a name that several of the model's classes have
+
+
+def own_classes(labels: Sequence[str], ids: Sequence[str] = ()) -> dict[str, int]:
+    """The index of each class by the :func:`class_key` of its label, and of its id, which wins;
+    :data:`SHARED` for what is not one class's alone (ImageNet-1k has two cranes)."""
+    index: dict[str, int] = {}
+    for names in (labels, ids):
+        own: dict[str, int] = {}
+        for i, name in enumerate(names):
+            own[class_key(name)] = SHARED if class_key(name) in own else i
+        index |= own
+    return index
+
+
+def refuse_shared(names: Sequence[str], index: Mapping[str, int], where: Path) -> None:
+    """An :class:`~edgecv.errors.InputError` where one of ``names`` does not say which it is."""
+    if shared := [name for name in names if index[class_key(name)] == SHARED]:
+        raise InputError(
+            f"{where}: several classes of the model are named {shared[0]}; name the folder by the "
+            f"class's id, or map the names with --classes FILE"
+        )
 
 
 def read_classes(path: Path, count: int) -> dict[str, int]:

@@ -47,6 +47,8 @@ def read_coco(
     indices = match_classes([names[key] for key in used], labels, path, classes)
     index = dict(zip(used, indices, strict=True))
     folder = _pictures_folder(path, sorted(images.values()))
+    if len(set(images.values())) < len(images):  # one would take the other's place
+        raise InputError(f"{path}: two of its images have one file_name; each must be listed once")
     located = {folder / images[key]: key for key in sorted(images)}
     return [
         _picture(picture, by_image[located[picture]], index, path)

@@ -70,7 +70,14 @@ _Row = tuple[str, str, bool, int]  # two names, whether of one person, the fold 
 def _read_csv(text: str, path: Path) -> list[_Row]:
     rows: list[_Row] = []
     for number, cells in enumerate(csv.reader(text.splitlines()), 1):
-        if not cells or number == 1:
+        if not cells:
+            continue
+        if number == 1:
+            if (path.parent / cells[0].strip()).is_file():  # it would be skipped, and not missed
+                raise InputError(
+                    f"{path}: line 1 is a pair; expected a header before it, such as "
+                    f"file_x,file_y,same"
+                )
             continue
         word = cells[2].strip().casefold() if len(cells) >= 3 else ""
         if word not in _YES | _NO:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import InputError
-from edgecv.evaluate.classes import class_key, read_classes
+from edgecv.evaluate.classes import class_key, own_classes, read_classes, refuse_shared
 from edgecv.preprocess import list_pictures
 from edgecv.spec import ModelSpec
 
@@ -41,7 +41,10 @@ def read_folder(
             f"{folder}: expected one folder per class with pictures in it; found "
             + (f"{len(loose)} pictures outside, such as {loose[0].name}" if loose else "none")
         )
-    index = read_classes(classes, len(spec.labels)) if classes else _own_classes(spec)
+    if classes is not None:
+        index = read_classes(classes, len(spec.labels))
+    else:
+        index = own_classes(spec.labels, spec.label_ids)
     names = sorted({path.relative_to(folder).parts[0] for path in pictures})
     unknown = [name for name in names if class_key(name) not in index]
     if unknown:
@@ -52,6 +55,7 @@ def read_folder(
             f"{', ...' if len(spec.labels) > 5 else ''}; name them alike, or map them with "
             f"--classes FILE"
         )
+    refuse_shared(names, index, folder)
     if limit is not None and limit < len(pictures):
         keep = np.linspace(0, len(pictures) - 1, limit).round().astype(int)
         pictures = [pictures[i] for i in keep]
@@ -68,11 +72,6 @@ def topk_hits(scores: NDArray[Any], classes: NDArray[np.int64], k: int) -> NDArr
     ahead = (scores > own) | ((scores == own) & (columns < classes[:, None]))
     hits: NDArray[np.bool_] = ahead.sum(axis=1) < k
     return hits
-
-
-def _own_classes(spec: ModelSpec) -> dict[str, int]:
-    names = {class_key(label): i for i, label in enumerate(spec.labels)}
-    return names | {class_key(label): i for i, label in enumerate(spec.label_ids)}
 
 
 def agreement(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -44,6 +44,10 @@ def read_points(path: Path, limit: int | None = None) -> list[LabelledPoints]:
             f"{path}: expected a header of a picture's column and two columns for each point "
             f"(picture,x1,y1,x2,y2,...), got {len(header)} columns"
         )
+    if (path.parent / header[0].strip()).is_file():  # it would be skipped, and not missed
+        raise InputError(
+            f"{path}: line 1 is a picture; expected a header before it (picture,x1,y1,x2,y2,...)"
+        )
     found = []
     for number, row in enumerate(rows, 2):
         if row:

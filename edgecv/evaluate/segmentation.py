@@ -7,7 +7,7 @@ that do not count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,8 @@ def read_masks(
     mask are not labelled, and left out; a mask without its picture is an error. ``limit`` draws
     that many by seed.
     """
-    masks = {
-        path.relative_to(folder / "masks").with_suffix(""): path
-        for path in list_pictures(folder / "masks")
-    }
-    pictures = {
-        path.relative_to(folder / "images").with_suffix(""): path
-        for path in list_pictures(folder / "images")
-    }
+    masks = _by_stem(folder / "masks")
+    pictures = _by_stem(folder / "images", masks)
     if not masks:
         raise InputError(f"{folder / 'masks'}: there are no masks")
     if missing := [path for key, path in masks.items() if key not in pictures]:
@@ -76,6 +70,23 @@ def read_masks(
     return LabelledMasks(
         tuple(pictures[key] for key in chosen), tuple(masks[key] for key in chosen), table
     )
+
+
+def _by_stem(folder: Path, wanted: Container[Path] | None = None) -> dict[Path, Path]:
+    """The pictures of ``folder`` by their path in it, without the suffix; if only some are
+    ``wanted``, those."""
+    found: dict[Path, Path] = {}
+    for path in list_pictures(folder):
+        key = path.relative_to(folder).with_suffix("")
+        if wanted is not None and key not in wanted:
+            continue
+        if key in found:
+            raise InputError(
+                f"{folder}: {found[key].name} and {path.name} are of one name: which mask is which "
+                f"picture's cannot be told"
+            )
+        found[key] = path
+    return found
 
 
 def read_mask(path: Path, size: tuple[int, int], classes: NDArray[np.int64]) -> NDArray[np.int64]:

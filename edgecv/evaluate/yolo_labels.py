@@ -47,6 +47,11 @@ def read_yolo(
                 f"{path}: --split {split} needs a data.yaml there that says what it is; without "
                 f"one all the pictures of {path / 'images'} are taken"
             )
+        if classes is not None:
+            raise InputError(
+                f"{path}: --classes maps names, and without a data.yaml there are none: the "
+                f"numbers in the label files are taken for the model's own"
+            )
         pictures = list_pictures(path / "images")
         index = {i: i for i in range(len(labels))}
     else:
@@ -132,7 +137,7 @@ def _parse(line: str, where: str) -> tuple[int, NDArray[np.float64]]:
     except ValueError as error:
         raise InputError(f"{where}: expected numbers, got {line.strip()[:60]!r}") from error
     polygon = len(values) >= 7 and len(values) % 2 == 1
-    if (len(values) != 5 and not polygon) or values[0] != int(values[0]):
+    if (len(values) != 5 and not polygon) or values[0] % 1 != 0:  # also of NaN and infinity
         raise InputError(
             f"{where}: expected `class cx cy width height` or `class x1 y1 x2 y2 x3 y3 ...`, got "
             f"{line.strip()[:60]!r}"
@@ -195,7 +200,10 @@ def _pictures(yaml: Path, root: object, entry: str) -> list[Path]:
 
 
 def _listed(file: Path) -> list[Path]:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not a readable text file ({error})") from error
     pictures = [file.parent / line.strip() for line in lines if line.strip()]
     if missing := [picture for picture in pictures if not picture.is_file()]:
         raise InputError(

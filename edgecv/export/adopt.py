@@ -95,7 +95,6 @@ def contract(
     :class:`~edgecv.errors.SpecError` for whatever the graph contradicts.
     """
     preparation = replace(recipe.preparation, height=size[0], width=size[1])
-    _check_outputs(recipe, outputs, where)
     ordered = [shapes[tensor.name] for tensor in outputs]
     count = class_count(recipe, ordered, preparation, where)
     names, ids, source = _labels(recipe, labels, note)
@@ -118,7 +117,9 @@ def contract(
     return spec
 
 
-def _check_outputs(recipe: Recipe, outputs: Sequence[TensorSpec], where: str) -> None:
+def check_outputs(recipe: Recipe, outputs: Sequence[TensorSpec], where: str) -> None:
+    """A :class:`~edgecv.errors.SpecError` where the graph gives other outputs than the recipe
+    reads: the first sign of another kind of model, whatever its size."""
     names = [tensor.name for tensor in outputs]
     if len(names) != len(recipe.outputs):
         raise SpecError(
@@ -246,16 +247,26 @@ def _rfb(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation)
     return scores[2] - 1 if fits else MISFIT
 
 
-def _last(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
-    return shapes[0][-1] if len(shapes[0]) == 2 else MISFIT
+def _classes(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
+    return shapes[0][1] if len(shapes[0]) in (2, 4) else MISFIT  # 4: a map, fully convolutional
 
 
 def _channels(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
-    return shapes[0][1] if len(shapes[0]) == 4 else MISFIT
+    last = options.get("layout") == "nhwc"
+    return shapes[0][3 if last else 1] if len(shapes[0]) == 4 else MISFIT
+
+
+def _probabilities(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
+    channels = _channels(shapes, options, p)
+    return 2 if channels == 1 else channels  # of one class and of what is not it
+
+
+def _binary(shapes: Sequence[Shape], options: Mapping[str, object], p: Preparation) -> int:
+    return 2 if _channels(shapes, options, p) == 1 else MISFIT
 
 
 _COUNTS: Mapping[str, Mapping[str, Rule]] = {
-    "classify": {"logits": _last, "probabilities": _last, "multilabel-logits": _last},
+    "classify": {"logits": _classes, "probabilities": _classes, "multilabel-logits": _classes},
     "detect": {
         "yolo-grid": _grid,
         "yolo-anchors": _anchors,
@@ -266,7 +277,11 @@ _COUNTS: Mapping[str, Mapping[str, Rule]] = {
         "yunet": _yunet,
         "rfb": _rfb,
     },
-    "segment": {"logits": _channels, "probabilities": _channels},
+    "segment": {
+        "logits": _channels,
+        "binary-logits": _binary,
+        "probabilities": _probabilities,
+    },
     "embed": {},
     "landmarks": {},
 }

@@ -42,6 +42,12 @@ class WeightsSource:
     top1: float | None = None  # as published, 0 to 1
     source: str = ""
 
+    @property
+    def origin(self) -> str:
+        """Who made them and where they are, for people."""
+        place = self.url or (f"the recipe {self.recipe}" if self.recipe else "")
+        return "; ".join(filter(None, (self.source, self.licence, place)))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -117,11 +123,14 @@ def load_recipe(name: str | Path, *, adopted: bool = False) -> Recipe:
     known = {models.canonical(recipe): recipe for recipe in list_recipes()}
     if adopted:
         known |= {models.canonical(recipe): f"{ADOPTED}/{recipe}" for recipe in list_adoptable()}
+    for alias, zoo_name in models.ALIASES.items():
+        if (recipe := known.get(models.canonical(zoo_name))) is not None:
+            known.setdefault(models.canonical(alias), recipe)
     key = models.canonical(str(name))
     if key in known:
         return read_recipe(recipes_folder() / f"{known[key]}.toml")
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    known_ones = f"they are {', '.join(list_adoptable())}." if adopted else "see `edgecv models`"
+    known_ones = f"they are {', '.join(list_adoptable())}." if adopted else "see `edgecv models`."
     names = ", ".join(known[n].rpartition("/")[2] for n in near)
     hint = f"did you mean {names}?" if near else known_ones
     raise RecipeError(
@@ -185,7 +194,7 @@ def read_recipe(path: Path) -> Recipe:
         home=model.text("folder", ""),
         parameters=model.integer("parameters", None),
         macs=model.integer("macs", None),
-        preparation=_preparation(entry, sized),
+        preparation=_preparation(entry, sized, adopted=not source),
         decoding=decoding,
         outputs=outputs,
         labels=names,
@@ -247,7 +256,7 @@ def _labels(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return read
 
 
-def _preparation(table: Table, sized: bool) -> Preparation:
+def _preparation(table: Table, sized: bool, adopted: bool) -> Preparation:
     size = table.sizes("size") if sized else (1, 1)  # 1: until the file says what it takes
     blank = Preparation(*size)
     color = table.text("color", blank.color)
@@ -271,6 +280,8 @@ def _preparation(table: Table, sized: bool) -> Preparation:
         pad_position=table.text("pad_position", blank.pad_position),
         size_rounding=table.text("size_rounding", blank.size_rounding),
         multiple=table.integer("multiple", blank.multiple) or 1,
+        # the zoo's nets take NCHW, as PyTorch's do; others' files may not
+        layout=table.text("layout", blank.layout) if adopted else blank.layout,
         divisor=table.number("divisor", blank.divisor),
         mean=values("mean", 0.0),
         std=values("std", 1.0),

@@ -16,7 +16,7 @@ from edgecv.errors import ExportError
 from edgecv.graph.clean import set_ir_version, simplify, tidy
 from edgecv.graph.naming import name_nodes
 from edgecv.graph.pooling import reduce_mean_to_pool, reshape_to_flatten
-from edgecv.models.layers import Sizes
+from edgecv.models.layers import check_input
 
 DEFAULT_OPSET = 18
 OPSETS = range(18, 21)  # what the exporter writes by itself, up to what onnxruntime 1.17 reads
@@ -44,8 +44,7 @@ def export_module(
             f"opset {opset} cannot be written; expected {OPSETS.start} to {OPSETS.stop - 1} "
             f"(onnxruntime 1.17 and OpenVINO 2024.0 read those)"
         )
-    if isinstance(sizes := getattr(model, "sizes", None), Sizes):
-        sizes.check(type(model).__name__, *shape[1:])
+    check_input(model, shape)
     traced_batch = batch or 2  # a traced size of 1 would be taken for a constant
     example = torch.zeros((traced_batch, *shape))
     axes = {0: torch.export.Dim(BATCH)} if batch is None else {}

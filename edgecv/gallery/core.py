@@ -181,6 +181,8 @@ class Gallery(Closing):
 
     def identify(self, vectors: ArrayLike, *, top: int = TOP) -> list[Identity]:
         """Who each vector of ``[N, D]`` (or ``[D]``) belongs to, with the ``top`` best people."""
+        if top < 1:
+            raise InputError(f"top must be at least 1, got {top}")
         queries = self._checked(vectors)
         threshold = self._threshold()
         settings = self.settings

@@ -215,6 +215,8 @@ class FolderEngine:
 
     def change(self, settings: Settings) -> None:
         with self._writing() as state:
+            if settings.pooling == "mean" != state.settings.pooling:
+                _means(list(self._segments(state)), settings)  # raises where a person has no mean
             write_manifest(self.folder, settings, state.segments)
 
     def add(self, names: Sequence[str], vectors: Vectors, extend: bool) -> None:

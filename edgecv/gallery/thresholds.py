@@ -61,6 +61,15 @@ class Roc:
         means = (self.tar[1:] + self.tar[:-1]) / 2
         return float((np.diff(self.far) * means).sum())
 
+    def corners(self) -> dict[str, list[float]]:
+        """``threshold``, ``far`` and ``tar`` of the points where the curve turns, and of both its
+        ends: what a plot needs, and the points between lie on straight lines."""
+        keep = np.ones(len(self.far), bool)
+        flat = [np.diff(values) == 0 for values in (self.far, self.tar)]
+        keep[1:-1] = ~np.logical_or.reduce([still[:-1] & still[1:] for still in flat])
+        columns = {"threshold": self.thresholds, "far": self.far, "tar": self.tar}
+        return {name: values[keep].tolist() for name, values in columns.items()}
+
     def tar_at(self, far: float) -> float:
         """The highest TAR whose FAR is at most ``far``."""
         return float(self.tar[_last_within(self.far, far)])

@@ -101,31 +101,33 @@ class Session:
         )
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
-        run = self.stages[request["stage"]]
+        run, before = self.stages[request["stage"]], time.process_time_ns()
         for _ in range(SLICE_WARMUP_RUNS):
             run()
-        return self._counted(lambda: timed(run, request["seconds"], request["least"]))
+        return self._counted(lambda: timed(run, request["seconds"], request["least"]), before)
 
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
-        run = self.stages["inference"]
+        run, before = self.stages["inference"], time.process_time_ns()
         run()
         return self._counted(
-            lambda: serve(run, request["rate"], request["seconds"], request["seed"])
+            lambda: serve(run, request["rate"], request["seconds"], request["seed"]), before
         )
 
     def profile(self, request: dict[str, Any]) -> dict[str, Any]:
         # here and not above: reading graphs is not part of a measuring process's memory
         from edgecv.measure.profile import profile
 
-        return profile(self.model, request["runs"]).to_dict()
+        return profile(self.model, request["runs"], self.plan.batch).to_dict()
 
-    def _counted(self, slice_: Callable[[], array[int]]) -> dict[str, Any]:
+    def _counted(self, slice_: Callable[[], array[int]], before: int) -> dict[str, Any]:
+        """The slice's times; ``cpu_ns`` is all that this process has used since ``before``, the
+        warm-up too: of what the machine was busy with meanwhile, the rest was others'."""
         cpu, wall = time.process_time_ns(), time.perf_counter_ns()
         times = slice_()
-        used = time.process_time_ns() - cpu
-        self.cpu_ns += used
+        after = time.process_time_ns()
+        self.cpu_ns += after - cpu
         self.wall_ns += time.perf_counter_ns() - wall
-        return {"times": times.tolist(), "cpu_ns": used}
+        return {"times": times.tolist(), "cpu_ns": after - before}
 
     def close(self, request: dict[str, Any]) -> dict[str, Any]:
         self.model.close()

@@ -99,19 +99,22 @@ def first_divergence(
     backend: str,
     *,
     half: bool = False,
+    seen: tuple[Array, Array] | None = None,
 ) -> Divergence | None:
     """Compare the tensors that both files make, on one batch; None where all agree.
 
     Each side gets its own input (prepared by its own contract). The reference runs in
     onnxruntime, unoptimized; the candidate on ``backend``, unoptimized where the runtime lets one
     choose, and then as optimized. ``half``: the candidate is FP16, and each tensor may be off by
-    what rounding does to it (:mod:`edgecv.measure.rounding`).
+    what rounding does to it (:mod:`edgecv.measure.rounding`). ``seen``: what the candidate's and
+    the reference's preparations are compared by, where their inputs are of two kinds.
     """
     graph, parent = read_graph(candidate), read_graph(reference)
     common = _common(graph, parent)
     expected = _run_ort(cut(parent, common), reference_feeds, common, optimize=False)
     ruler = _Ruler(_noise(reference, reference_feeds, common) if half else None)
-    (first, mine), theirs = next(iter(feeds.items())), next(iter(reference_feeds.values()))
+    first = next(iter(feeds))
+    mine, theirs = seen or (feeds[first], next(iter(reference_feeds.values())))
     if (error := ruler.error(mine, theirs)) > ruler.bound(first):
         where = ("input", "preparation", first)
         return Divergence(*where, error, ruler.bound(first), "exported")
@@ -225,8 +228,12 @@ def rank_layers(
     parent: Path,
     feed: Array,
     scales: Mapping[str, Sequence[float]] | None = None,
+    *,
+    own_feed: Array | None = None,
 ) -> list[LayerError]:
     """The layers of an INT8 file by what quantizing each costs, the costliest first.
+
+    ``feed`` is the parent's input and ``own_feed`` the candidate's, where that is of another kind.
 
     Every stretch between two tensors that both files have is run with the parent's exact values
     as its input, which gives its own error; then the parent is run with that stretch's output put
@@ -237,6 +244,8 @@ def rank_layers(
     scales = scales or {}
     common = _common(graph, whole)
     (name,) = whole.inputs.keys() - whole.initializers.keys()
+    (own_name,) = graph.inputs.keys() - graph.initializers.keys()
+    own_feed = feed if own_feed is None else own_feed
     outputs = list(whole.outputs)
     exact = _run_ort(cut(whole, common), {name: feed}, [*common, *outputs], optimize=False)
     values = {name: feed, **exact}
@@ -251,7 +260,7 @@ def rank_layers(
             continue
         reads = {one for step in stretch for one in step.reads}
         feeds = {one: _scaled(values[one], scales.get(one)) for one in given if one in reads}
-        feeds |= {name: feed} if name in reads else {}
+        feeds |= {own_name: own_feed} if own_name in reads else {}
         data = cut(graph, [end], given, keep_outputs=False)
         got = _run_ort(data, feeds, [end], optimize=True)[end]
         got = _scaled(got, scales.get(tensor), undo=True)
@@ -263,10 +272,8 @@ def rank_layers(
             needs = {one for step in whole.needed(outputs, [tensor]) for one in step.reads}
             inputs = {tensor: got} | ({name: feed} if name in needs else {})
             reached = _run_ort(tail, inputs, outputs, optimize=True)
-        noise = sum(
-            float(np.square(reached[o] - exact[o], dtype=np.float64).sum()) for o in reached
-        )
-        signal = sum(float(np.square(exact[o], dtype=np.float64).sum()) for o in reached)
+        noise = sum(_energy(reached[o] - exact[o]) for o in reached)
+        signal = sum(_energy(exact[o]) for o in reached)
         ranked.append(LayerError(node.label, node.op, noise / (signal or 1.0), own.sqnr_db))
     if not ranked:
         raise InputError(

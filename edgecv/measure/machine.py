@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ SIMD = (
 PACKAGES = (
     "edgecv", "numpy", "Pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt-rtx", "torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "opencv-python-headless",
+    "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless",
 )  # fmt: skip
 
 
@@ -48,10 +50,18 @@ def installed(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     versions = {}
     for package in packages:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found = importlib.metadata.distribution(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+        versions[package] = _build_of_torch(found) if package == "torch" else found.version
     return versions
+
+
+def _build_of_torch(found: importlib.metadata.Distribution) -> str:
+    """2.13.0+cpu, 2.13.0+cu130: PyPI's CUDA build says so in the package alone, not in its name."""
+    text = _read(str(found.locate_file("torch/version.py"))) or ""
+    build = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+    return build[1] if build else found.version
 
 
 def cpu_model() -> str:

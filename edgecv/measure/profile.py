@@ -35,7 +35,8 @@ COPY_MB = 96
 PEAK_SECONDS = 0.4
 # What onnxruntime's passes hang on the names of nodes and tensors, and OpenVINO's
 DECORATIONS = re.compile(
-    r"^InsertedPrecisionFreeCast_|(_nchwc|_quant|_token_\d+|_reorder|/WithoutBiases|/fused_fc)$"
+    r"^InsertedPrecisionFreeCast_|^fused |"
+    r"(_nchwc|_quant|_token_\d+|_reorder|/WithoutBiases|/fused_fc)$"
 )
 WALK = 6  # nodes: the longest chain that a runtime fuses behind a Conv
 
@@ -102,8 +103,9 @@ class _Kernel:
     bytes: int
 
 
-def profile(model: Model, runs: int) -> Profile:
-    """Profile ``model``'s file on its backend with ``runs`` runs (after one that is not counted).
+def profile(model: Model, runs: int, batch: int) -> Profile:
+    """Profile ``model``'s file on its backend with ``runs`` runs (after one that is not counted)
+    of ``batch`` pictures each.
 
     A backend without a profiler is an :class:`~edgecv.errors.InputError`.
     """
@@ -114,7 +116,6 @@ def profile(model: Model, runs: int) -> Profile:
             f"--profile: the backend {name} has no profiler that EdgeCV reads; those with one are "
             f"{', '.join(PROFILERS)}"
         )
-    batch = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
     feed = selftest.inputs(model.spec.preparation, 0, batch, tensor.dtype)
     threads = model.info.threads
     kernels = PROFILERS[name](str(runtime.path), threads, {tensor.name: feed}, runs)

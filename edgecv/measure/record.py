@@ -104,7 +104,8 @@ def record_of(pair: Pair) -> dict[str, Any] | None:
     else:
         record |= {"count": 0, "latency_ms": {}}
     if pair.search is not None:
-        record["throughput"] = 0.0 if rate is None else _figure(rate)
+        per_query = record["pictures_per_query"]
+        record["throughput"] = 0.0 if rate is None else _figure(rate * per_query)
         record["server"] = {
             "latency_bound_ms": pair.search.bound_ms,
             "bound_percentile": f"p{pair.search.percentile:g}",
@@ -116,7 +117,8 @@ def record_of(pair: Pair) -> dict[str, Any] | None:
             record[f"{stage}_ms"] = percentiles(times)
     record |= pair.resources
     record["noise"] = _noise(pair)
-    if pair.watch is not None and (seen := pair.watch.to_dict(record["count"])):
+    runs = record["count"] if pair.search is None else pair.search.answered
+    if pair.watch is not None and (seen := pair.watch.to_dict(runs)):
         record["telemetry"] = seen
     return record | pair.profile
 
@@ -153,19 +155,25 @@ def comparisons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def judge_baseline(records: Sequence[Mapping[str, Any]], baseline: str) -> list[Verdict]:
-    """New against old, measured in the same rounds; ``baseline`` is the old file's path."""
-    old = {record["backend"]: record for record in records if record["path"] == baseline}
+def judge_baseline(
+    records: Sequence[tuple[str, Mapping[str, Any]]], baseline: str
+) -> list[Verdict]:
+    """New against old, measured in the same rounds; ``baseline`` is the old file's path.
+
+    Each record comes with the backend that was asked for, by which old and new belong together:
+    ``auto`` may be another one for either.
+    """
+    old = {asked: record for asked, record in records if record["path"] == baseline}
     return [
         Verdict(
             record["file"],
             record["backend"],
             baseline,
-            ratio(_per_picture(record), _per_picture(old[record["backend"]])),
+            ratio(_per_picture(record), _per_picture(old[asked])),
             MEANINGFUL,
         )
-        for record in records
-        if record["path"] != baseline and record["backend"] in old
+        for asked, record in records
+        if record["path"] != baseline and asked in old
     ]
 
 
@@ -269,7 +277,11 @@ def _is_record(record: Any) -> bool:
     return (
         isinstance(record, dict)
         and all(
-            isinstance(record.get(k), str) for k in ("model", "file", "backend", "path", "sha256")
+            isinstance(record.get(k), str)
+            for k in (
+                *("model", "file", "backend", "path", "sha256"),
+                *("precision", "compute_precision"),
+            )
         )
         and all(isinstance(record.get(k), int) for k in ("threads", "batch", "pictures_per_query"))
         and record.get("scenario") in SCENARIOS

@@ -4,7 +4,7 @@ stands beside the accuracy of the very same file."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgecv.errors import InputError
@@ -16,11 +16,15 @@ METRICS = ("top1", "ap", "accuracy", "miou", "near")  # of eval, one per task; r
 
 @dataclass(frozen=True)
 class Row:
-    """One measured pair; ``machine`` is an index; ``score`` is the metric's name and the rate."""
+    """One measured pair; ``machine`` is an index; ``score`` is the metric's name and the rate.
+
+    ``where`` names the machine beside the pair, in a report of several.
+    """
 
     machine: int
     record: Mapping[str, Any]
     score: tuple[str, float] | None
+    where: str = ""
 
     @property
     def p50(self) -> float | None:
@@ -30,7 +34,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{self.record['file']} on {self.record['backend']}"
+        pair = f"{self.record['file']} on {self.record['backend']}"
+        return f"{pair}, {self.where}" if self.where else pair
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ def merge(files: Sequence[Mapping[str, Any]]) -> Report:
             f"Failed: {failure['model']} on {failure['backend']}: {failure['message']}"
             for failure in data.get("failures", [])
         ]
+    if len(machines) > 1:
+        rows = [replace(row, where=machine_name(machines[row.machine])) for row in rows]
     noisy = [row for row in rows if row.record.get("noise", {}).get("noisy")]
     notes += [f"Noisy: {row.label}: {'; '.join(row.record['noise']['reasons'])}." for row in noisy]
     found = tuple(c for data in benches for c in data.get("comparisons", []))

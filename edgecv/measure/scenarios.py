@@ -3,8 +3,9 @@
 - ``single-stream``: one picture (or the file's batch) at a time; latency counts (p90).
 - ``multi-stream``: a query of 8 pictures at once; latency of the whole query counts (p99).
 - ``offline``: everything is there already; throughput counts.
-- ``server``: pictures come one by one at random moments (a Poisson process) and each has to be
-  answered within a bound, waiting in the queue included; the highest rate that holds counts.
+- ``server``: pictures (or batches, where the file's is fixed) come one by one at random moments (a
+  Poisson process) and each has to be answered within a bound, waiting in the queue included; the
+  highest rate that holds counts.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ def serve(run: Callable[[], object], rate: float, seconds: float, seed: int) -> 
 class RateSearch:
     """Bisection for the highest arrival rate whose latency stays within a bound.
 
-    ``capacity``: what the model does back to back, per second. Each step is a measurement of its
-    own; :attr:`best` is the highest rate that held, with the latencies seen at it.
+    ``capacity``: how many queries (a picture each, or the file's batch) the model answers back to
+    back, per second. Each step is a measurement of its own; :attr:`best` is the highest rate that
+    held, with the latencies seen at it; ``answered`` counts the queries of all steps.
     """
 
     capacity: float
@@ -92,6 +94,7 @@ class RateSearch:
     low: float = 0.0
     high: float = HIGHEST_LOAD
     best: tuple[float, array[int]] | None = None
+    answered: int = 0
 
     @property
     def rate(self) -> float:
@@ -107,6 +110,7 @@ class RateSearch:
     def seen(self, latencies: array[int]) -> None:
         """Take in what :func:`serve` measured at :attr:`rate`."""
         rate = self.rate
+        self.answered += len(latencies)
         load = rate / self.capacity
         if float(np.percentile(np.asarray(latencies), self.percentile)) <= self.bound_ms * 1e6:
             self.low, self.best = load, (rate, latencies)

@@ -12,6 +12,12 @@ from collections.abc import Collection
 from edgecv.measure.machine import simd_flags
 from edgecv.spec import ModelSpec
 
+# what a target's runtime is called among the backends
+BACKENDS = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"),
+}
 VNNI = ("avx512_vnni", "avx_vnni")
 X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 
@@ -32,7 +38,7 @@ def mismatch(
     machine = (architecture or platform.machine()).lower()
     flags = simd_flags() if simd is None else simd
     runtime = target.partition("-")[0]
-    if not backend.startswith(runtime):
+    if backend not in BACKENDS.get(runtime, (runtime,)):
         return f"the file is for {target}, and runs on the backend {backend}"
     if target.startswith("onnxruntime-x86") and machine not in X86:
         return f"the file is for {target}, and this processor is {machine}"

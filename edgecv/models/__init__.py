@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -99,18 +100,29 @@ def create(name: str, num_classes: int | None = None, **options: Any) -> nn.Modu
     build = factory(name)
     known = inspect.signature(build).parameters
     if surplus := sorted(set(options) - set(known)):
-        allowed = ", ".join(p for p in known if p != "num_classes")
+        allowed = ", ".join(p for p in known if p != "num_classes") or "none"
         raise RecipeError(f"{name} has no option {', '.join(surplus)}; it takes {allowed}")
     if num_classes is not None:
         if "num_classes" not in known:
             raise RecipeError(f"{name} has no classes; it takes {', '.join(known)}")
-        if not isinstance(num_classes, int) or num_classes < 1:
+        try:
+            classes = operator.index(num_classes)  # NumPy's integers too
+        except TypeError:
+            classes = 0
+        if classes < 1:
             raise RecipeError(
                 f"{name}: num_classes must be a number of at least 1, not {num_classes}"
             )
-        options["num_classes"] = num_classes
+        options["num_classes"] = classes
     try:
         return build(**options)
-    except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
         raise RecipeError(f"{name} cannot be built with {given}: {error}") from error

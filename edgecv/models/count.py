@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgecv.errors import RecipeError
+from edgecv.models.layers import check_input
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -87,18 +90,26 @@ def layers(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> list[
 
     They come in the order in which they run. The net is built and run on torch's meta device: no
     memory, no arithmetic. Parameters of layers that do not run (auxiliary heads) are not
-    counted; those of BatchNorm are: it is part of the net, though not of an exported file.
+    counted; those of BatchNorm are: it is part of the net, though not of an exported file. A net
+    that cannot take such a picture is a :class:`~edgecv.errors.RecipeError`.
     """
     with torch.device("meta"):
         model = build().eval()
+        check_input(model, shape)
         found: list[Layer] = []
         handles = [
             module.register_forward_hook(_recorder(name, found))
             for name, module in model.named_modules()
             if next(module.parameters(recurse=False), None) is not None
         ]
-        with torch.no_grad():
-            model(torch.empty((1, *shape)))
+        try:
+            with torch.no_grad():
+                model(torch.empty((1, *shape)))
+        except Exception as error:  # a user's net may raise anything
+            raise RecipeError(
+                f"{type(model).__name__} cannot be counted for an input of {list(shape)}: on "
+                f"torch's meta device it fails with {type(error).__name__}: {error}"
+            ) from error
     for handle in handles:
         handle.remove()
     return found
@@ -121,9 +132,9 @@ def savings(found: list[Layer]) -> list[Saving]:
     ]
 
 
-def _recorder(name: str, found: list[Layer]) -> Callable[[nn.Module, object, Tensor], None]:
-    def record(module: nn.Module, _: object, out: Tensor) -> None:
-        shape = tuple(out.shape[1:])
+def _recorder(name: str, found: list[Layer]) -> Callable[[nn.Module, object, Any], None]:
+    def record(module: nn.Module, _: object, out: Tensor | tuple[Tensor, ...]) -> None:
+        shape = tuple((out if isinstance(out, Tensor) else out[0]).shape[1:])
         parameters = sum(p.numel() for p in module.parameters(recurse=False))
         kind = type(module).__name__
         if isinstance(module, nn.ConvTranspose2d):

@@ -18,11 +18,20 @@ class FullyConvolutional(nn.Module):
 
     def __init__(self, net: Classifier, image_size: int) -> None:
         super().__init__()
+        if not isinstance(net, Classifier):
+            raise RecipeError(
+                f"{type(net).__name__} is not a classifier of the zoo: it has no dense layers to "
+                f"turn into convolutions"
+            )
+        if net.is_trunk:
+            raise RecipeError(
+                f"this {type(net).__name__} has given its dense layers away already: to a fully "
+                f"convolutional net, or to one that has it as its trunk; create another"
+            )
         net.sizes.check(type(net).__name__, image_size, image_size)
         with torch.inference_mode():
             device = next(net.parameters()).device
-            channels = _input_channels(net)
-            example = torch.zeros((1, channels, image_size, image_size), device=device)
+            example = torch.zeros((1, net.in_channels, image_size, image_size), device=device)
             was_training = net.training
             side = net.eval().maps(example).shape[-1]
             net.train(was_training)
@@ -60,14 +69,12 @@ def to_fully_convolutional(net: Classifier, image_size: int = 224) -> FullyConvo
     the whole map becomes pooling over the part of one window. It equals running the windows
     one by one wherever a window's features see the same pixels: everywhere for nets without
     padding, and elsewhere but for the border, where a single window would have seen zeros in
-    place of its neighbours. ``net`` itself loses its dense layers. Raises
-    :class:`~edgecv.errors.RecipeError` where the dense layers do not fit that size.
+    place of its neighbours. The gates of squeeze and excitation (MobileNetV3, EfficientNet) see the
+    whole picture: on a larger one than a window, the numbers of those nets are others. ``net``
+    itself loses its dense layers. Raises :class:`~edgecv.errors.RecipeError` where it has none, or
+    they do not fit that size.
     """
     return FullyConvolutional(net, image_size)
-
-
-def _input_channels(net: nn.Module) -> int:
-    return next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
 def _convolution(layer: nn.Linear, kernel: int) -> nn.Conv2d:

@@ -177,6 +177,7 @@ class InceptionV3(AuxiliaryClassifier):
     """See :func:`inception_v3`."""
 
     inner_heads = ("AuxLogits",)
+    inner_sizes = Sizes(minimum=299)  # its 5x5 filter sees a map of 5x5 pixels then
     sizes = Sizes(minimum=75)  # smaller ones leave nothing after the poolings
 
     def __init__(self, num_classes: int, auxiliary: bool, dropout: float) -> None:
@@ -219,8 +220,8 @@ def inception_v3(
     """Inception v3 (arXiv:1512.00567), input ``[N, 3, H, W]``, logits ``[N, num_classes]``.
 
     ``auxiliary`` adds the head that only training uses (``training_logits``); it is in the
-    published checkpoint and never in an exported file. H and W are at least 75 pixels, 299 as
-    published.
+    published checkpoint and never in an exported file. H and W are at least 75 pixels, and 299 as
+    published where that head learns.
     """
     model = InceptionV3(num_classes, auxiliary, dropout)
     initialise(model)

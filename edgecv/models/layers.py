@@ -18,6 +18,8 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     The rule of the TensorFlow reference implementation of MobileNet (slim's
     ``conv_blocks._make_divisible``), which published checkpoints follow.
     """
+    if not value > 0:
+        raise RecipeError(f"width must be greater than 0: a layer would have {value:g} channels")
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
@@ -30,7 +32,7 @@ class Sizes:
     multiple: int = 1
     exact: int | None = None
 
-    def check(self, name: str, height: int, width: int) -> None:
+    def check(self, name: str, height: int, width: int, remedy: str = "") -> None:
         """Refuse a size that the net cannot have, with a :class:`~edgecv.errors.RecipeError`."""
         sides = (height, width)
         if self.exact is not None:
@@ -41,7 +43,7 @@ class Sizes:
             wanted += f", in multiples of {self.multiple}" if self.multiple > 1 else ""
             fits = min(sides) >= self.minimum and all(side % self.multiple == 0 for side in sides)
         if not fits:
-            raise RecipeError(f"{name} needs an input of {wanted}, got {width} x {height}")
+            raise RecipeError(f"{name} needs an input of {wanted}, got {width} x {height}{remedy}")
 
 
 class Activation(Protocol):
@@ -167,6 +169,7 @@ class Classifier(nn.Module):
 
     sizes = Sizes()
     side = 1  # of the pooled map that the dense layers see
+    is_trunk = False  # whether the dense layers have been taken off
 
     def maps(self, x: Tensor) -> Tensor:
         """Pictures ``[N, 3, H, W]`` to the last map ``[N, C, h, w]``."""
@@ -193,6 +196,11 @@ class Classifier(nn.Module):
         first = next(layer for layer in self.dense() if isinstance(layer, nn.Linear))
         return first.in_features // self.side**2
 
+    @property
+    def in_channels(self) -> int:
+        """The channels of a picture."""
+        return next(m.in_channels for m in self.modules() if isinstance(m, nn.Conv2d))
+
     def drop_dense(self) -> None:
         """Take the dense layers off a net that only lends its trunk: its ``maps``."""
         dense = set(self.dense())
@@ -200,6 +208,7 @@ class Classifier(nn.Module):
             inner = list(child.children())
             if child in dense or (inner and dense.issuperset(inner)):
                 delattr(self, name)
+        self.is_trunk = True
 
 
 class AuxiliaryClassifier(Classifier):
@@ -207,6 +216,7 @@ class AuxiliaryClassifier(Classifier):
 
     auxiliary: bool  # whether this one has them
     inner_heads: tuple[str, ...]  # their modules' names
+    inner_sizes = Sizes()  # what they can take: only training runs them
 
     def with_inner(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The last map, and in training mode the auxiliary heads' logits ``[N, num_classes]``."""
@@ -219,6 +229,31 @@ class AuxiliaryClassifier(Classifier):
         """The logits of the main head, then of the auxiliary ones."""
         x, inner = self.with_inner(x)
         return (self.logits(x), *inner)
+
+    def drop_dense(self) -> None:
+        super().drop_dense()
+        for name in self.inner_heads if self.auxiliary else ():
+            delattr(self, name)
+        self.auxiliary = False
+
+
+def check_input(model: nn.Module, shape: tuple[int, int, int], *, training: bool = False) -> None:
+    """Refuse pictures of ``shape`` (C, H, W) that ``model`` cannot take, or learn from.
+
+    A :class:`~edgecv.errors.RecipeError` says what it takes. Nets that do not say are not checked.
+    """
+    channels, height, width = shape
+    name = type(model).__name__
+    if isinstance(model, Classifier) and model.in_channels != channels:
+        raise RecipeError(
+            f"{name} takes pictures of {model.in_channels} channels, and the input has {channels}: "
+            f"see input.color (gray has 1, rgb and bgr have 3)"
+        )
+    if isinstance(sizes := getattr(model, "sizes", None), Sizes):
+        sizes.check(name, height, width)
+    if training and isinstance(model, AuxiliaryClassifier) and model.auxiliary:
+        remedy = "; model.options = { auxiliary = false } leaves them out"
+        model.inner_sizes.check(f"{name} with auxiliary heads in training", height, width, remedy)
 
 
 def initialise(model: nn.Module, linear_std: float = 0.01) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from edgecv.errors import RecipeError
 from edgecv.models.layers import Classifier, Sizes
 
 
@@ -51,4 +52,6 @@ def lenet5(num_classes: int = 10, *, in_channels: int = 1) -> LeNet5:
 
     Digits of 28 x 28 pixels are padded to 32 x 32, as in the paper.
     """
+    if in_channels < 1:
+        raise RecipeError(f"lenet5: in_channels must be at least 1, got {in_channels}")
     return LeNet5(num_classes, in_channels)

@@ -147,6 +147,8 @@ def unet(num_classes: int = 2, *, base: int = 64, upsampling: str = "transposed"
     ``upsampling`` is ``transposed`` (convolution), ``bilinear`` or ``nearest``. One class means
     one logit per pixel. H and W are multiples of 16.
     """
+    if base < 1:
+        raise RecipeError(f"unet: base must be at least 1, got {base}")
     model = UNet(num_classes, base, upsampling)
     initialise(model)
     return model

@@ -42,10 +42,7 @@ def probabilities(scores: Array, kind: str, labels: tuple[str, ...]) -> NDArray[
     ``multilabel-logits`` (a sigmoid for each class: they do not exclude each other), or
     ``probabilities``, which must lie from 0 to 1.
     """
-    if scores.ndim not in (2, 4) or scores.shape[1] != len(labels):
-        raise RuntimeFailure(f"expected class scores [N, {len(labels)}], got {list(scores.shape)}")
-    if not np.isfinite(scores).all():
-        raise RuntimeFailure("the model's class scores are NaN or infinite: its file is damaged")
+    _check(scores, labels)
     if kind == "logits":
         return softmax(scores.astype(np.float64), axis=1).astype(np.float32)
     if kind == "multilabel-logits":
@@ -57,6 +54,26 @@ def probabilities(scores: Array, kind: str, labels: tuple[str, ...]) -> NDArray[
             f"{found.min():g} to {found.max():g}; its decoding should be 'logits'"
         )
     return found
+
+
+def ranking(scores: Array, kind: str, labels: tuple[str, ...]) -> Array:
+    """Numbers ``[N, C]`` that rank each picture's classes as :func:`decode` does.
+
+    Class scores ``[N, C]`` do so as they are, with no ties of a sigmoid's or softmax's rounding.
+    NaN, which would rank before and behind everything, is a
+    :class:`~edgecv.errors.RuntimeFailure` as in :func:`probabilities`.
+    """
+    if scores.ndim == 4:
+        return np.asarray(probabilities(scores, kind, labels).mean(axis=(2, 3)))
+    _check(scores, labels)
+    return scores
+
+
+def _check(scores: Array, labels: tuple[str, ...]) -> None:
+    if scores.ndim not in (2, 4) or scores.shape[1] != len(labels):
+        raise RuntimeFailure(f"expected class scores [N, {len(labels)}], got {list(scores.shape)}")
+    if not np.isfinite(scores).all():
+        raise RuntimeFailure("the model's class scores are NaN or infinite: its file is damaged")
 
 
 @dataclass(frozen=True, eq=False)

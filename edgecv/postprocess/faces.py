@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from edgecv.postprocess.activations import exp
 from edgecv.postprocess.candidates import Candidates, grid
 from edgecv.postprocess.options import Array, Options, expect_shape, no_nan
 from edgecv.results import Placement
@@ -44,7 +45,7 @@ def yunet(
         cell = np.stack([x, y], axis=1)
         scale = stride_of[:, None]
         bbox = bbox[chosen]
-        center, half = (bbox[:, :2] + cell) * scale, np.exp(bbox[:, 2:]) * scale * 0.5
+        center, half = (bbox[:, :2] + cell) * scale, exp(bbox[:, 2:]) * scale * 0.5
         points = kps[chosen].reshape(-1, POINTS, 2) + cell[:, None]
         yield Candidates(
             np.concatenate([center - half, center + half], axis=1),

@@ -9,9 +9,11 @@ what a centre crop kept, the border goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgecv.errors import InputError, RuntimeFailure
 from edgecv.postprocess.options import Array, Options
@@ -119,9 +121,16 @@ def palette(count: int) -> NDArray[np.uint8]:
     return colors.astype(np.uint8)
 
 
-def paint(mask: NDArray[np.int64], count: int) -> NDArray[np.uint8]:
-    """A mask ``[H, W]`` of ``count`` classes as a picture ``[H, W, 3]`` in :func:`palette`."""
-    return palette(count)[mask]
+def mask_picture(found: Segmentation) -> Image.Image:
+    """The mask as a picture whose values are the classes, as ``edgecv eval`` reads them.
+
+    Of at most 256 classes it is shown in :func:`palette`; of more the values have 16 bits.
+    """
+    if len(found.labels) > 256:
+        return Image.fromarray(found.mask.astype(np.uint16))
+    picture = Image.fromarray(found.mask.astype(np.uint8))
+    picture.putpalette(palette(256).tobytes())
+    return picture
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
@@ -135,6 +144,20 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     bounds = np.concatenate([[0], changes, [flat.size]])
     runs: list[int] = np.diff(bounds).tolist()
     return [0, *runs] if flat.size and flat[0] else runs
+
+
+def to_coco(found: Segmentation, image_id: int = 0) -> list[dict[str, Any]]:
+    """COCO's result format: for each class that is there ``image_id``, ``category_id`` (the
+    class's index) and ``segmentation``, an uncompressed run-length code."""
+    height, width = found.mask.shape
+    return [
+        {
+            "image_id": image_id,
+            "category_id": index,
+            "segmentation": {"size": [height, width], "counts": run_lengths(found.mask == index)},
+        }
+        for index in np.unique(found.mask).tolist()
+    ]
 
 
 def from_run_lengths(runs: Sequence[int], height: int, width: int) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import RuntimeFailure, SpecError
-from edgecv.postprocess.activations import sigmoid, softmax
+from edgecv.postprocess.activations import exp, sigmoid, softmax
 from edgecv.postprocess.boxes import from_cxcywh
 from edgecv.postprocess.candidates import Candidates, grid
 from edgecv.postprocess.options import Array, Options, expect_shape, no_nan
@@ -149,7 +149,7 @@ def anchors(
             if rule == "v5":
                 center, size = (2 * xy - 0.5 + cell) * stride, (2 * wh) ** 2 * size_of
             else:
-                center, size = (xy + cell) * stride, _exp(wh) * size_of
+                center, size = (xy + cell) * stride, exp(wh) * size_of
             parts.append((from_cxcywh(np.concatenate([center, size], axis=1)), score, best))
         yield Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
@@ -231,7 +231,7 @@ def yolox(
         boxes = rows[found, :4]
         if not decoded:
             cell = np.stack([x[found], y[found]], axis=1)
-            size = _exp(boxes[:, 2:])
+            size = exp(boxes[:, 2:])
             boxes = np.concatenate([boxes[:, :2] + cell, size], axis=1) * scale[found, None]
         yield Candidates(from_cxcywh(boxes), score, best)
 
@@ -366,12 +366,6 @@ def fastestdet(
         relative = np.stack([center_x, center_y, sigmoid(w), sigmoid(h)], axis=1)
         boxes = from_cxcywh(relative.astype(np.float32, copy=False))
         yield Candidates(boxes * input_size(placement, boxes.dtype), score, best)
-
-
-def _exp(x: Array) -> Array:
-    """``exp``; what overflows is infinite, and reported where candidates are checked."""
-    with np.errstate(over="ignore"):
-        return np.asarray(np.exp(x))
 
 
 def _logit(p: float) -> float:

@@ -43,14 +43,16 @@ def correct(
     ]
     if not layers:
         return model.clone()
-    axes = {
-        kind: new_initializer(beside.graph, f"beside_axes_{kind}", np.asarray(others, np.int64))
-        for kind, others in (("Conv", (0, 2, 3)), ("Gemm", (0,)))
-    }
+    axes: dict[int, ir.Value] = {}  # all but the channels, by the number of dimensions
     for index, unit in layers:
         truth = beside.values[unit.node.outputs[0].name or ""]
         shift = beside.difference(index, beside.before_activation(index), truth)
-        mean = ir.node("ReduceMean", [shift, axes[unit.node.op_type]], {"keepdims": 0})
+        weight = constant(unit.node.inputs[1])
+        assert weight is not None  # plan() looked
+        if weight.ndim not in axes:
+            others = np.asarray([0, *range(2, weight.ndim)], np.int64)
+            axes[weight.ndim] = new_initializer(beside.graph, f"beside_axes_{weight.ndim}", others)
+        mean = ir.node("ReduceMean", [shift, axes[weight.ndim]], {"keepdims": 0})
         beside.output(mean, f"shift{index}")
     beside.graph.sort()
     probe = Probe(beside.model)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -29,7 +30,7 @@ from edgecv.quantize.sensitivity import (
     put_back,
     relative_error,
 )
-from edgecv.quantize.structure import Plan, origin, plan
+from edgecv.quantize.structure import Plan, ends, origin, plan
 from edgecv.quantize.targets import Policy
 from edgecv.quantize.unify import unify
 from edgecv.spec import Preparation
@@ -101,13 +102,15 @@ def prepare(
             f"with constant float weights"
         )
     prepared = taken.preparation if taken else preparation
-    return Prepared(model, prepared, "uint8" if taken else "float32", fixed, taken)
+    dtype = model.graph.inputs[0].dtype
+    assert dtype is not None  # a graph's inputs say what they are
+    return Prepared(model, prepared, dtype.numpy().name, fixed, taken)
 
 
 class Quantizer:
     """``ready.model``, calibrated on ``batches``: as many quantized copies as are asked for.
 
-    ``keep_float`` names nodes that stay as they are; an unknown one is a
+    ``keep_float`` names nodes that stay as they are, and why; an unknown one is a
     :class:`~edgecv.errors.QuantizeError`. Without ``search``, or one that does not choose
     ``ranges``, each tensor's own error decides about its range.
     ``finish`` makes what is given out of each copy: one that has learned, say.
@@ -119,7 +122,7 @@ class Quantizer:
         policy: Policy,
         batches: Batches,
         *,
-        keep_float: Collection[str] = (),
+        keep_float: Mapping[str, str] = MappingProxyType({}),
         search: Search | None = None,
         finish: Callable[[Quantized], Quantized] | None = None,
         progress: Progress = silent,
@@ -156,8 +159,9 @@ class Quantizer:
             self._histograms,
             self._search.batches,
             error=self._search.error,
-            whole=_ends(self._ready.model, self._plan),
+            whole=ends(self._ready.model, self._plan),
             ranges=None if self._search.ranges else self._own,
+            keep_float=self._keep_float,
             progress=self._progress,
         )
 
@@ -203,10 +207,3 @@ class Quantizer:
 
 def _first(batches: Batches, count: int) -> Iterator[Array]:
     return itertools.islice(batches(), count)
-
-
-def _ends(model: ir.Model, chosen: Plan) -> list[str]:
-    """Quantized values that nothing quantized reads: the logits and boxes, which are not cut."""
-    readers = {value for unit in chosen.units for value in unit.node.inputs}
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    return [n for n in chosen.values if n in values and values[n] not in readers]

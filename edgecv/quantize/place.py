@@ -116,6 +116,8 @@ class _Placer:
         axis, largest = weight_axis(node), self.policy.weight_max
         scales = weight_scales(weight, axis, largest)
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is not None and bias.shape == (1, len(scales)):
+            bias = bias[0]  # a Gemm's may be a row, and scales per channel are a list
         step = float(self.affine(source).scale)
         if bias is not None and self.policy.bias == "int32":
             # a channel of tiny weights and a large bias: coarser weights keep the bias in int32

@@ -27,6 +27,7 @@ _MOVES = frozenset(
      "Gather", "Identity", "Cast", "Shape", "Constant", "Pad", "Expand", "ReorderInput",
      "ReorderOutput"}
 )  # fmt: skip
+_DATA = {"Where": 1}  # the input whose type decides, where it is not the first
 _BOUNDARY = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -79,7 +80,12 @@ def onnxruntime_readback(data: bytes) -> Readback:
             if node.op_type in _FLOAT_OUT:
                 floats.update(node.output)
             continue
-        if not (names and names[0] in floats):
+        if node.op_type == "Cast":  # the first float of a file that takes pixels
+            to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+            if _is_float(to):
+                floats.update(node.output)
+            continue
+        if not (names and names[_DATA.get(node.op_type, 0)] in floats):
             continue
         floats.update(node.output)
         if node.op_type not in _MOVES:
@@ -89,7 +95,12 @@ def onnxruntime_readback(data: bytes) -> Readback:
 
 
 def openvino_readback(data: bytes) -> Readback:
-    """What OpenVINO's CPU plugin executes, by the precision that it reports per layer."""
+    """What OpenVINO's CPU plugin executes, by the precision that it reports per layer.
+
+    It is compiled as the backend does it, floats in FP32. A Subgraph (elementwise operators in one
+    kernel) computes in float whatever its precision, which is that of its output: it is listed,
+    as the operators of the file in it, unless it only quantizes and moves.
+    """
     try:
         import openvino
     except ImportError as error:
@@ -97,13 +108,21 @@ def openvino_readback(data: bytes) -> Readback:
             f"the package openvino does not import ({error}); pip install 'edgecv[openvino]'"
         ) from error
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(data), "CPU")
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(data), "CPU", settings)
+    operators = {node.name: node.op_type for node in onnx.load_model_from_string(data).graph.node}
     integer: Counter[str] = Counter()
     found = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
         kind, precision = str(info["layerType"].value), str(info["runtimePrecision"].value)
-        if kind in ("Input", "Output", "Const", "Parameter", "Result", "Reorder", "Subgraph"):
+        if kind in ("Input", "Output", "Const", "Parameter", "Result", "Reorder"):
+            continue
+        if kind == "Subgraph":
+            names = str(info["originalLayersNames"].value).split(",")
+            inner = [operators[name] for name in names if name in operators]
+            if inner := [op for op in inner if op not in _BOUNDARY | _MOVES]:
+                found.append(FloatNode(node.get_friendly_name(), "+".join(inner)))
             continue
         if precision.lower() in ("i8", "u8"):
             integer[kind] += 1

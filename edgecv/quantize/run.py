@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,13 +35,23 @@ class Probe:
 
     def __call__(self, batch: Array) -> dict[str, Array]:
         return dict(
-            zip(self.names, self._session.run(self.names, {self.input: batch}), strict=True)
+            zip(self.names, run(self._session, self.names, {self.input: batch}), strict=True)
         )
 
     def over(self, batches: Iterable[Array]) -> dict[str, Array]:
         """The values for all ``batches``, joined ``{name: [N, ...]}``."""
         parts = [self(batch) for batch in batches]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
+
+
+def run(session: Any, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+    """The outputs ``names`` of ``session``; what fails on the way is a :class:`QuantizeError`."""
+    try:
+        outputs: list[Array] = session.run(names, feeds)
+    except Exception as error:  # pybind raises classes that share no base but Exception
+        text = " ".join(str(error).split())[:500]
+        raise QuantizeError(f"the graph does not run on a calibration picture: {text}") from error
+    return outputs
 
 
 def open_session(

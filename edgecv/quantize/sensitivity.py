@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,9 @@ import onnx_ir as ir
 from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import Histogram, least_squares, percentile
 from edgecv.quantize.ranges import Affine, Array, Range, affine
-from edgecv.quantize.run import Batches, Probe, open_session
+from edgecv.quantize.run import Batches, Probe, open_session, run
 from edgecv.quantize.structure import plan
 from edgecv.quantize.targets import MAC, Policy
-from edgecv.spec import Decoding
 
 SILU_LOW = -6.0
 SHARES = (0.9999, 0.999)  # of the values that a percentile range keeps
@@ -56,7 +56,8 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class PutBack:
-    """``nodes`` compute in float, each for the tensor that it was put back for."""
+    """``nodes`` compute in float, each for the tensor that it was put back for, or the reason that
+    the caller gave."""
 
     nodes: dict[str, str]
     before: float  # the sum of the errors of all quantized tensors
@@ -76,37 +77,6 @@ def relative_error(reference: Outputs, candidate: Outputs) -> float:
     return float(np.mean(errors))
 
 
-def detection_error(boxes: slice, scores: Callable[[Array], Array]) -> Error:
-    """The error of a head that has boxes and scores in one tensor ``[N, anchors, columns]``.
-
-    ``scores(rows)`` gives ``[anchors, classes]`` of 0 to 1 from ``[anchors, columns]``. Scores
-    count by their relative squared error, ``boxes`` by their squared error under the best score
-    of their anchor: an anchor that says nothing may say it from anywhere.
-    """
-
-    def error(reference: Outputs, candidate: Outputs) -> float:
-        total = []
-        for name, wanted in reference.items():
-            rows, found = (a.reshape(-1, a.shape[-1]) for a in (wanted, candidate[name]))
-            good, other = scores(rows), scores(found)
-            weight = good.max(axis=1)
-            shift = np.square(rows[:, boxes] - found[:, boxes]).sum(axis=1)
-            total.append(
-                np.square(good - other).sum() / max(float(np.square(good).sum()), 1e-30)
-                + (weight * shift).sum() / max(float(weight.sum()), 1e-30)
-            )
-        return float(np.mean(total))
-
-    return error
-
-
-def error_for(decoding: Decoding) -> Error:
-    """What an error is, by what the outputs mean."""
-    if decoding.kind == "yolox":  # boxes in grid units, then objectness and classes, all 0 to 1
-        return detection_error(slice(0, 4), lambda rows: rows[:, 4:5] * rows[:, 5:])
-    return relative_error
-
-
 def measure(
     model: ir.Model,
     policy: Policy,
@@ -116,19 +86,21 @@ def measure(
     error: Error = relative_error,
     whole: Collection[str] = (),
     ranges: Mapping[str, Range] | None = None,
+    keep_float: Collection[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Sensitivity]:
     """The best range of every value that ``policy`` quantizes, by the error at the outputs.
 
     ``whole`` values, and the outputs of a Sigmoid, have one proposal: their full range; with
-    ``ranges`` every value has the one that is there. The
+    ``ranges`` every value has the one that is there. ``keep_float`` names nodes that are not
+    quantized: an activation among them leaves the layer before it a value of its own. The
     pictures of ``batches`` are run once for each proposal, so a few are enough.
     """
     pictures = list(batches())
     net = Probe(model)
     references = [net(picture) for picture in pictures]
     values = {v.name or "": v for v in (*model.graph.inputs, *_outputs(model))}
-    names = [name for name in plan(model, policy).values if name in histograms]
+    names = [name for name in plan(model, policy, keep_float).values if name in histograms]
 
     def harm(gate: _Gate, span: Range) -> float:
         errors = [
@@ -164,14 +136,15 @@ def put_back(
     policy: Policy,
     found: Mapping[str, Sensitivity],
     limit: float,
-    keep_float: Collection[str] = (),
+    keep_float: Mapping[str, str] = MappingProxyType({}),
 ) -> PutBack:
     """Free the tensors of the largest errors until the others' sum is at most ``limit``.
 
-    ``keep_float`` nodes are float to begin with. Ties go to the tensor that comes first.
+    ``keep_float`` nodes are float to begin with, for the reasons given. Ties go to the tensor that
+    comes first.
     """
     makers = {v.name or "": v for v in _outputs(model)}
-    kept = dict.fromkeys(keep_float, "asked for")
+    kept = dict(keep_float)
     left = _quantized(model, policy, found, kept)
     before = sum(item.error for item in left)
     stuck: set[str] = set()
@@ -284,4 +257,4 @@ class _Gate:
             "gate.scale": np.asarray(found.scale, np.float32),
             "gate.zero_point": np.asarray(found.zero_point, found.dtype),
         }
-        return dict(zip(self._names, self._session.run(None, feeds), strict=True))
+        return dict(zip(self._names, run(self._session, None, feeds), strict=True))

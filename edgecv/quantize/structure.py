@@ -181,6 +181,13 @@ def plan(model: ir.Model, policy: Policy, keep_float: Collection[str] = ()) -> P
     return Plan(tuple(units), tuple(values))
 
 
+def ends(model: ir.Model, chosen: Plan) -> list[str]:
+    """Quantized values that nothing quantized reads: the logits and boxes, which are not cut."""
+    readers = {value for unit in chosen.units for value in unit.node.inputs}
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    return [n for n in chosen.values if n in values and values[n] not in readers]
+
+
 def _fused(node: ir.Node, policy: Policy, kept: set[str]) -> ir.Node | None:
     if node.op_type not in MAC | {"Add"}:
         return None

@@ -52,7 +52,7 @@ def backend_class(name: str) -> type[Backend]:
     elif (entry := _installed().get(name)) is not None:
         try:
             found = entry.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # another's code, which may fail in any way
             raise BackendUnavailable(
                 f"backend {name!r} is registered by {entry.value!r}, which does not load ({error})"
             ) from error
@@ -70,9 +70,15 @@ def probe_backends() -> dict[str, Probe]:
     probes = {}
     for name in backend_names():
         try:
-            probes[name] = backend_class(name).probe()
+            found = backend_class(name)
         except BackendUnavailable as error:
             probes[name] = Probe(False, reason=str(error))
+            continue
+        try:
+            probes[name] = found.probe()
+        except Exception as error:  # one that fails must not hide the others
+            reason = f"its probe fails ({type(error).__name__}: {error})"
+            probes[name] = Probe(False, reason=reason)
     return probes
 
 
@@ -113,7 +119,8 @@ def _open_auto(path: str | os.PathLike[str], options: RuntimeOptions | None) -> 
             continue
         try:
             runtime = found(path, options)
-        except (RuntimeFailure, BackendUnavailable) as error:  # works here, not for this file
+        except (RuntimeFailure, BackendUnavailable, InputError) as error:
+            # works here, not for this file, these options, or sizes that nobody has named
             refused = refused or error
             reasons.append(f"{candidate}: {error}")
             continue

@@ -17,6 +17,7 @@ Feeds are validated here, once, so that the same mistake gets the same error eve
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,14 +77,25 @@ class Backend(Closing):
     name: ClassVar[str]
     concurrent: ClassVar[bool] = True  # whether _run itself may be entered by several threads
     reads_onnx: ClassVar[bool] = True  # whether the file must be ONNX, which is then checked
+    has_dla: ClassVar[bool] = False  # whether `dla_core` means something to it
+    # least and most that one run takes of the first input where its first size is symbolic
+    batch_range: tuple[int, int] = (1, sys.maxsize)
 
     def __init__(self, path: str | os.PathLike[str], options: RuntimeOptions | None = None) -> None:
         self.path = Path(path)
+        # what the library opens. Not the link that was given: external data would be looked for
+        # beside the link, and it is checked beside the file
+        self.file = Path(os.path.realpath(self.path))
         self.options = options or RuntimeOptions()
         self._in_flight = _InFlight()
         self._serial = threading.Lock()
         if not self.path.is_file():
             raise InputError(f"{self.path}: there is no such model file")
+        if self.options.dla_core is not None and not self.has_dla:
+            raise BackendUnavailable(
+                f"backend {self.name!r} has no DLA, and dla_core={self.options.dla_core} was asked "
+                f"for; use backend tensorrt on a Jetson that has one"
+            )
         if self.reads_onnx:
             check_file(self.path)
         opened = self._open()
@@ -174,20 +186,23 @@ class Backend(Closing):
 
         OpenVINO keeps its queue of requests full; other runtimes take one after the other. Feeds
         are taken from the iterable as they are needed, and must stay as they are until their
-        answer has come. Errors as of :meth:`run`; the model stays open until the last answer.
+        answer has come. Errors as of :meth:`run`: after :meth:`close` the next answer is one.
         """
-        self._enter()
-        try:
-            if self.concurrent:
-                yield from self._run_many(map(self._validated, many))
-            else:
-                for feeds in many:
-                    self._validated(feeds)
-                    with self._serial:
-                        answer = self._run(feeds)
-                    yield answer
-        finally:
-            self._in_flight.leave()
+        if not self.concurrent:
+            yield from map(self.run, many)
+            return
+        # counted in for each answer, not from first to last: a caller who keeps this iterator and
+        # asks no more of it would make close() wait for ever
+        answers = self._run_many(map(self._validated, many))
+        while True:
+            self._enter()
+            try:
+                answer = next(answers, None)
+            finally:
+                self._in_flight.leave()
+            if answer is None:
+                return
+            yield answer
 
     @final
     def close(self) -> None:

@@ -42,19 +42,24 @@ class Cuda:
         if device >= count:
             raise BackendUnavailable(f"there is no GPU {device} here, only {count} of them")
         self.device = device
-        self.use()
-        attributes = self.api.cudaDeviceAttr
-        (major,) = self.call(
-            self.api.cudaDeviceGetAttribute, attributes.cudaDevAttrComputeCapabilityMajor, device
+        kinds = self.api.cudaDeviceAttr
+        capability = (
+            kinds.cudaDevAttrComputeCapabilityMajor,
+            kinds.cudaDevAttrComputeCapabilityMinor,
         )
-        (minor,) = self.call(
-            self.api.cudaDeviceGetAttribute, attributes.cudaDevAttrComputeCapabilityMinor, device
-        )
-        self.gpu = f"sm{major}{minor}"
+        try:
+            self.use()
+            found = [self.call(self.api.cudaDeviceGetAttribute, one, device) for one in capability]
+        except RuntimeFailure as error:
+            raise BackendUnavailable(f"GPU {device} cannot be used: {error}") from error
+        self.gpu = "sm" + "".join(str(value) for (value,) in found)
 
     def call(self, function: Any, *arguments: Any) -> tuple[Any, ...]:
         """The values that ``function`` gives; its error as a :class:`RuntimeFailure`."""
-        error, *values = function(*arguments)
+        try:
+            error, *values = function(*arguments)
+        except RuntimeError as missing:  # cuda-python loads the driver's functions when called
+            raise RuntimeFailure(str(missing)) from missing
         if int(error) != 0:
             text = self.api.cudaGetErrorString(error)[1]
             raise RuntimeFailure(f"{error.name} ({text.decode() if text else '?'})")

@@ -21,6 +21,7 @@ class FakeBackend(Backend):
     """
 
     name: ClassVar[str] = "fake"
+    has_dla: ClassVar[bool] = True  # an application's own options can be tested as they are
 
     @classmethod
     def probe(cls) -> Probe:

@@ -5,12 +5,14 @@ That it is whole, and that its external data, if it has some, lies where it may.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgecv import onnxproto as proto
 from edgecv.errors import SpecError
+from edgecv.files import sha256_of
 from edgecv.onnxfile import MAX_FIELDS
 from edgecv.wire import Buffer, Field, fields, mapped, text
 
@@ -49,9 +51,7 @@ def check_file(path: Path) -> None:
         numbers = [field.number for field in fields(data, path, limit=MAX_FIELDS)]
         if proto.MODEL_GRAPH not in numbers:
             raise SpecError(f"{path}: not an ONNX model (there is no graph in it)")
-        # every external tensor has an entry of this key; C finds it 100 times faster than we
-        # could walk the graph
-        if data.find(b"location") < 0:
+        if not _may_have_external(data):
             return
         total = sum(_external_bytes(path, *found) for found in _external(data, path))
     if total > MAX_EXTERNAL_BYTES:
@@ -59,6 +59,30 @@ def check_file(path: Path) -> None:
             f"{path}: refers to {total:,} bytes of external data, at most {MAX_EXTERNAL_BYTES:,} "
             f"are allowed; export the model as one file"
         )
+
+
+def content_sha256(path: Path) -> str:
+    """The sha256 of the model ``path``: of its file, and of those that hold its external data.
+
+    What caches of compiled models go by: onnxruntime's and OpenVINO's own keys are made of names,
+    sizes and times, and give one model's weights to another. ``path`` has passed
+    :func:`check_file`. Without external data it is the file's sha256.
+    """
+    digests = [sha256_of(path)]
+    with mapped(path) as data:
+        if _may_have_external(data):
+            places = {entries["location"] for _, entries in _external(data, path)}
+            folder = Path(os.path.realpath(path)).parent
+            digests += [f"{place} {sha256_of(folder / place)}" for place in sorted(places)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _may_have_external(data: Buffer) -> bool:
+    """Every external tensor has an entry of this key; C finds it 100 times faster than we could
+    walk the graph."""
+    return data.find(b"location") >= 0
 
 
 def _external(data: Buffer, path: Path) -> Iterator[tuple[str, dict[str, str]]]:

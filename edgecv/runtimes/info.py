@@ -28,14 +28,17 @@ class RuntimeOptions:
     ``precision``: what most of the convolutions and products must compute in, one of
     :data:`COMPUTE_PRECISIONS`; ``None`` takes what the file's types give. It is an error where
     the runtime computes in another one. ``bf16`` turns on OpenVINO's BF16, ``tf32`` NVIDIA's TF32.
-    ``device``: ``CPU``, ``GPU``, ``NPU`` for OpenVINO, the index of the GPU for CUDA backends.
+    ``device``: ``CPU``, ``GPU``, ``NPU`` for OpenVINO, the index of the GPU (or ``GPU``, the first)
+    for CUDA backends. One that a backend has not is an error, never another device.
     ``streams``: how many runs OpenVINO carries out side by side in ``run_many``.
     ``cache_dir``: where compiled models and engines are kept. ``None``: no cache for OpenVINO,
     ``$XDG_CACHE_HOME/edgecv/engines`` for the TensorRT family, whose engines take minutes.
     ``build``: whether an engine that is not there yet may be built; ``False`` raises instead.
     ``shapes``: for engines of files with symbolic sizes, ``{symbol: (least, usual, most)}``.
-    ``dla_core``: run on this core of a Jetson's DLA (with the GPU for what it cannot do).
-    ``cuda_graph``: replay a recorded CUDA graph; for fixed shapes only.
+    ``dla_core``: run on this core of a Jetson's DLA (with the GPU for what it cannot do); an error
+    where the backend has no DLA.
+    ``cuda_graph``: replay a recorded CUDA graph; for fixed shapes only (onnxruntime takes those of
+    symbolic sizes from ``shapes``).
     ``progress``: hears of the stages of an engine's build.
     """
 
@@ -59,6 +62,8 @@ class RuntimeOptions:
         for what, value in (("threads", self.threads), ("streams", self.streams)):
             if value is not None and value < 1:
                 raise InputError(f"{what} must be at least 1, got {value}")
+        if self.dla_core is not None and self.dla_core < 0:
+            raise InputError(f"dla_core must be 0 or more, got {self.dla_core}")
         if self.profile not in PROFILES:
             raise InputError(f"profile must be one of {', '.join(PROFILES)}, got {self.profile!r}")
         if self.precision not in (None, *COMPUTE_PRECISIONS):
@@ -70,6 +75,19 @@ class RuntimeOptions:
                 raise InputError(
                     f"shapes of {symbol!r} must be (least, usual, most), rising; got {sizes}"
                 )
+
+    @property
+    def gpu_index(self) -> int:
+        """``device`` as CUDA counts them; not one of CUDA's is an
+        :class:`~edgecv.errors.InputError`."""
+        device = str(self.device or 0).upper()
+        if device == "GPU":
+            return 0
+        if not (device.isascii() and device.isdigit()):
+            raise InputError(
+                f"device {self.device}: a CUDA backend takes the index of a GPU, such as 0, or GPU"
+            )
+        return int(device)
 
     @property
     def resolved_threads(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgecv.errors import RuntimeFailure
+from edgecv.errors import BackendUnavailable, RuntimeFailure
 from edgecv.onnxgraph import read_graph
 from edgecv.runtimes.base import (
     Array,
@@ -19,6 +19,7 @@ from edgecv.runtimes.base import (
     RuntimeOptions,
 )
 from edgecv.runtimes.computes import compute_types
+from edgecv.runtimes.library import import_library
 from edgecv.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -50,24 +51,24 @@ class OrtBackend(Backend):
     @classmethod
     def probe(cls) -> Probe:
         try:
-            import onnxruntime
-        except ImportError as error:
-            return Probe(
-                False,
-                reason=f"the package onnxruntime does not import ({error})",
-                remedy="pip install 'edgecv[onnxruntime]'",
-            )
-        return Probe(
-            True, version=onnxruntime.__version__, devices=("CPU",), precisions=("fp32", "int8")
-        )
+            ort = import_library("onnxruntime", "InferenceSession")
+        except BackendUnavailable as error:
+            return Probe(False, reason=str(error), remedy="pip install 'edgecv[onnxruntime]'")
+        return Probe(True, version=ort.__version__, devices=("CPU",), precisions=("fp32", "int8"))
 
     def _open(self) -> Opened:
         import onnxruntime as ort
 
-        session = open_session(self.path, session_options(self.options), [CPU])
+        device = str(self.options.device or "CPU")
+        if device.upper() != "CPU":
+            raise BackendUnavailable(
+                f"backend {self.name!r} computes on the CPU, and device {device} was asked for; "
+                f"use openvino for Intel's devices, onnxruntime-cuda or tensorrt for NVIDIA's"
+            )
+        session = open_session(self.file, session_options(self.options), [CPU])
         self._session: ort.InferenceSession | None = session
         self._names = [output.name for output in session.get_outputs()]
-        path, threads = self.path, self.options.resolved_threads
+        file, threads = self.file, self.options.resolved_threads
         return Opened(
             inputs=tuple(map(tensor_of, session.get_inputs())),
             outputs=tuple(map(tensor_of, session.get_outputs())),
@@ -76,7 +77,7 @@ class OrtBackend(Backend):
                 version=ort.__version__,
                 device="CPU",
                 threads=threads,
-                read=lambda: Compute(CPU, optimized_types(path, threads)),
+                read=lambda: Compute(CPU, optimized_types(file, threads)),
             ),
         )
 
@@ -120,11 +121,17 @@ def session_options(options: RuntimeOptions) -> onnxruntime.SessionOptions:
 def open_session(
     path: Path, settings: onnxruntime.SessionOptions, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
-    """A session on ``path``; what the runtime refuses is a :class:`RuntimeFailure`."""
+    """A session on ``path``; what the runtime refuses is a :class:`RuntimeFailure`.
+
+    Without onnxruntime's fallback: where a provider fails, to start or in the middle of a run, it
+    would print so on stdout and go on with another, on the CPU in the end.
+    """
     import onnxruntime as ort
 
     try:
-        return ort.InferenceSession(str(path), settings, providers=providers)
+        session = ort.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
+        session.disable_fallback()  # versions that do not know the argument ignore it
+        return session
     except Exception as error:
         raise RuntimeFailure(
             f"{path}: onnxruntime {ort.__version__} refuses this file: {message(error)}"

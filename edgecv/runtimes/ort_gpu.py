@@ -13,15 +13,18 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
 
 from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
-from edgecv.runtimes.base import Array, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
+from edgecv.files import make_folder
+from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
 from edgecv.runtimes.computes import HEAVY, INTEGER_PREFIXES
+from edgecv.runtimes.filecheck import content_sha256
 from edgecv.runtimes.ort import (
     CPU,
     DTYPES,
@@ -39,6 +42,7 @@ REMEDY = (
     "pip uninstall onnxruntime; pip install 'edgecv[onnxruntime-gpu]' (both are one package; on a "
     "Jetson take NVIDIA's wheel for its JetPack)"
 )
+TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "float64": "fp64"}
 
 
@@ -51,6 +55,8 @@ class OrtCudaBackend(OrtBackend):
 
     name: ClassVar[str] = "onnxruntime-cuda"
     provider: ClassVar[str] = CUDA
+    memory: ClassVar[str] = "cuda"  # onnxruntime's name of the device
+    _graph: FixedMemory | None = None  # where a CUDA graph is replayed
 
     @classmethod
     def probe(cls) -> Probe:
@@ -80,7 +86,7 @@ class OrtCudaBackend(OrtBackend):
 
     def _providers(self, options: RuntimeOptions) -> list[Any]:
         settings = {
-            "device_id": str(int(options.device or 0)),
+            "device_id": str(options.gpu_index),
             "use_tf32": "1" if options.precision == "tf32" else "0",
         }
         if options.cuda_graph:
@@ -90,10 +96,27 @@ class OrtCudaBackend(OrtBackend):
     def _open(self) -> Opened:
         import onnxruntime as ort
 
+        if self.options.precision == "tf32" and os.environ.get(TF32_SWITCH) == "0":
+            raise BackendUnavailable(
+                f"precision tf32 was asked for, and TF32 is off in this process ({TF32_SWITCH}=0, "
+                f"set outside or by an earlier session of onnxruntime-tensorrt); use a process of "
+                f"its own"
+            )
         if hasattr(ort, "preload_dlls"):  # 1.21: finds CUDA in NVIDIA's Python packages
             ort.preload_dlls()
         providers = self._providers(self.options)
-        session = open_session(self.path, session_options(self.options), providers)
+        settings = session_options(self.options)
+        if self.options.cuda_graph:
+            for symbol, (_, usual, _) in self.options.shapes.items():
+                settings.add_free_dimension_override_by_name(symbol, usual)
+        try:
+            session = open_session(self.file, settings, providers)
+        except RuntimeFailure as error:
+            open_session(self.file, settings, [CPU])  # or the file is what is wrong
+            raise BackendUnavailable(
+                f"backend {self.name!r}: {self.provider} could not be started ({error}); see "
+                f"`edgecv doctor`"
+            ) from error
         if self.provider not in session.get_providers():
             reason = _library_problem(self.provider) or "onnxruntime did not say why"
             raise BackendUnavailable(
@@ -101,21 +124,46 @@ class OrtCudaBackend(OrtBackend):
                 f"`edgecv doctor`"
             )
         inputs = tuple(map(tensor_of, session.get_inputs()))
-        ran = profile_nodes(self.path, self.options, providers, inputs)
+        outputs = tuple(map(tensor_of, session.get_outputs()))
+        plain = replace(self.options, cuda_graph=False)  # one run shows nothing of a recording
+        ran = profile_nodes(self.file, self.options, self._providers(plain), inputs)
         compute = self._check(ran)
+        if self.options.cuda_graph:
+            place = (self.memory, self.options.gpu_index)
+            self._graph = FixedMemory(session, inputs, outputs, place, self.path)
+            if inputs and inputs[0].shape and isinstance(size := inputs[0].shape[0], int):
+                self.batch_range = size, size
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
         return Opened(
             inputs=inputs,
-            outputs=tuple(map(tensor_of, session.get_outputs())),
+            outputs=outputs,
             info=RuntimeInfo(
                 backend=self.name,
                 version=ort.__version__,
-                device=f"GPU {int(self.options.device or 0)}",
+                device=f"GPU {self.options.gpu_index}",
                 threads=self.options.resolved_threads,
                 read=lambda: compute,
             ),
         )
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self._graph is None:
+            return super()._run(feeds)
+        try:
+            return self._graph.run(feeds)
+        except Exception as error:
+            raise RuntimeFailure(f"{self.path}: onnxruntime: {message(error)}") from error
+
+    def _run_into(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
+        if self._graph is None:
+            super()._run_into(feeds, buffers)
+        else:  # the graph knows its own memory only
+            Backend._run_into(self, feeds, buffers)
+
+    def _close(self) -> None:
+        self._graph = None
+        super()._close()
 
     def _check(self, ran: list[NodeRun]) -> Compute:
         """The compute that the profile shows; arithmetic on the CPU is an error."""
@@ -142,6 +190,11 @@ class OrtCudaBackend(OrtBackend):
         For callers who go on computing there: ``value.data_ptr()``, ``value.shape()``.
         """
         self._validate(feeds, self._expected, "input")
+        if self._graph is not None:
+            raise InputError(
+                f"{self.path.name}: answers of a CUDA graph lie in memory that its next run "
+                f"overwrites; leave cuda_graph out to keep them on the GPU"
+            )
         self._enter()
         try:
             assert self._session is not None  # _enter() refuses closed backends
@@ -149,7 +202,7 @@ class OrtCudaBackend(OrtBackend):
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
             for name in self._names:
-                binding.bind_output(name, "cuda", int(self.options.device or 0))
+                binding.bind_output(name, self.memory, self.options.gpu_index)
             self._session.run_with_iobinding(binding)
             return dict(zip(self._names, binding.get_outputs(), strict=True))
         except Exception as error:
@@ -166,16 +219,21 @@ class OrtTensorRtBackend(OrtCudaBackend):
 
     name: ClassVar[str] = "onnxruntime-tensorrt"
     provider: ClassVar[str] = TENSORRT
+    has_dla: ClassVar[bool] = True
 
     def _providers(self, options: RuntimeOptions) -> list[Any]:
-        folder = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
-        folder.mkdir(parents=True, exist_ok=True)
-        if options.precision != "tf32":
+        tf32 = options.precision == "tf32"
+        if not tf32:
             # The provider has no option for it and TensorRT's default is on; NVIDIA's libraries
             # read this variable when they start, which they do with the first session
-            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+            os.environ[TF32_SWITCH] = "0"
+        # a folder per content: the provider's key is made of the names in the graph, so that it
+        # gives the engine of one training to the file of the next
+        content = content_sha256(self.file)[:24] + ("-tf32" if tf32 else "")
+        base = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
+        folder = make_folder(base / content)
         settings = {
-            "device_id": str(int(options.device or 0)),
+            "device_id": str(options.gpu_index),
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(folder),
             "trt_timing_cache_enable": "1",
@@ -183,9 +241,59 @@ class OrtTensorRtBackend(OrtCudaBackend):
         }
         if options.cuda_graph:
             settings["trt_cuda_graph_enable"] = "1"
+        if options.dla_core:
+            # github.com/microsoft/onnxruntime issue 26680: engines run on core 0, whatever is asked
+            raise BackendUnavailable(
+                f"backend {self.name!r}: onnxruntime runs engines on DLA core 0 only, and "
+                f"{options.dla_core} was asked for; use backend tensorrt"
+            )
         if options.dla_core is not None:
             settings |= {"trt_dla_enable": "1", "trt_dla_core": str(options.dla_core)}
         return [(TENSORRT, settings), *super()._providers(options)]
+
+
+class FixedMemory:
+    """A session's inputs and outputs at addresses that stay: a CUDA graph is a recording of them.
+
+    With inputs anywhere else a graph answers what lay at its own addresses, the picture of an
+    earlier run. One run at a time. Raises :class:`~edgecv.errors.InputError` for symbolic sizes.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        place: tuple[str, int],
+        path: Path,
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        self._lock, self._session, self._binding = Lock(), session, session.io_binding()
+        values: dict[str, Any] = {}
+        for tensor in (*inputs, *outputs):
+            if symbols := [size for size in tensor.shape if isinstance(size, str)]:
+                raise InputError(
+                    f"{path}: cuda_graph needs fixed sizes, and {tensor.name!r} has "
+                    f"{', '.join(symbols)}; give each by RuntimeOptions(shapes="
+                    f"{{{symbols[0]!r}: (1, 1, 1)}}), or export the model with fixed sizes"
+                )
+            values[tensor.name] = OrtValue.ortvalue_from_shape_and_type(
+                list(tensor.shape), np.dtype(tensor.dtype).type, *place
+            )
+        self._inputs = {tensor.name: values[tensor.name] for tensor in inputs}
+        self._outputs = {tensor.name: values[tensor.name] for tensor in outputs}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        with self._lock:
+            for name, value in self._inputs.items():
+                value.update_inplace(feeds[name])
+            self._session.run_with_iobinding(self._binding)
+            return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from edgecv.errors import BackendUnavailable, RuntimeFailure
-from edgecv.onnxgraph import read_ends
+from edgecv.files import make_folder
+from edgecv.onnxgraph import Symbols, read_ends
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
+from edgecv.runtimes.filecheck import content_sha256
+from edgecv.runtimes.library import import_library
 from edgecv.spec import TensorSpec
 
 # OpenVINO's names of element types -> NumPy's
@@ -54,20 +59,17 @@ class OvBackend(Backend):
     @classmethod
     def probe(cls) -> Probe:
         try:
-            import openvino
-        except ImportError as error:
-            return Probe(
-                False,
-                reason=f"the package openvino does not import ({error})",
-                remedy="pip install 'edgecv[openvino]'",
-            )
-        core = openvino.Core()
-        devices = tuple(core.available_devices)
+            openvino = import_library("openvino", "Core")
+            core = openvino.Core()
+            devices = tuple(core.available_devices)
+        except (BackendUnavailable, RuntimeError) as error:
+            return Probe(False, reason=_message(error), remedy="pip install 'edgecv[openvino]'")
         found: dict[str, None] = {}
         for device in devices:
-            for capability in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
-                if (name := capability.lower()) in ("fp32", "bf16", "fp16", "int8"):
-                    found[name] = None
+            with contextlib.suppress(RuntimeError):  # a broken driver of another device
+                for capability in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+                    if (name := capability.lower()) in ("fp32", "bf16", "fp16", "int8"):
+                        found[name] = None
         usable = bool(devices)
         return Probe(
             usable,
@@ -89,9 +91,11 @@ class OvBackend(Backend):
         if device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = str(self.options.resolved_threads)
         if self.options.cache_dir is not None:
-            settings["CACHE_DIR"] = str(self.options.cache_dir)
+            # a folder per content: OpenVINO's key is the path, the size and the time of the file
+            content = content_sha256(self.file)[:24]
+            settings["CACHE_DIR"] = str(make_folder(Path(self.options.cache_dir) / content))
         try:
-            compiled = core.compile_model(str(self.path), device, settings)
+            compiled = core.compile_model(str(self.file), device, settings)
         except RuntimeError as error:
             raise RuntimeFailure(
                 f"{self.path}: OpenVINO {ov.__version__} refuses this file: {_message(error)}"
@@ -119,7 +123,7 @@ class OvBackend(Backend):
         )
 
     def _device(self, available: list[str]) -> str:
-        device = (self.options.device or "CPU").upper()
+        device = str(self.options.device or "CPU").upper()
         if device.partition(":")[0] in FALLING_BACK:
             raise BackendUnavailable(
                 f"openvino: device {device} may run the model anywhere; name one of "
@@ -222,10 +226,16 @@ class _Binding:
 
     def run(self, feeds: Mapping[str, Array], buffers: Mapping[str, Array]) -> None:
         shapes = [array.shape for array in (*feeds.values(), *buffers.values())]
-        known = shapes == self._shapes and all(
-            bound.get(name) is array
-            for bound, arrays in zip(self._bound, (feeds, buffers), strict=True)
-            for name, array in arrays.items()
+        # what cannot be written to cannot be shared with OpenVINO either: it is copied, each time
+        shared = all(array.flags.writeable for array in feeds.values())
+        known = (
+            shared
+            and shapes == self._shapes
+            and all(
+                bound.get(name) is array
+                for bound, arrays in zip(self._bound, (feeds, buffers), strict=True)
+                for name, array in arrays.items()
+            )
         )
         if not known:
             self._bind(feeds, buffers)
@@ -238,7 +248,8 @@ class _Binding:
         import openvino as ov
 
         for name, array in feeds.items():
-            self._request.set_input_tensor(self._ports[name], ov.Tensor(array, shared_memory=True))
+            tensor = ov.Tensor(array, shared_memory=bool(array.flags.writeable))
+            self._request.set_input_tensor(self._ports[name], tensor)
         for name, array in buffers.items():
             self._request.set_output_tensor(
                 self._results[name], ov.Tensor(array, shared_memory=True)
@@ -255,14 +266,16 @@ class _Binding:
                 )
 
 
-def _tensor(port: Any, declared: Iterable[str]) -> TensorSpec:
+def _tensor(port: Any, declared: Mapping[str, Symbols]) -> TensorSpec:
+    """A port under the names that the file has for it and its sizes, which OpenVINO drops."""
     known = port.get_names()
     name = next((n for n in declared if n in known), None) or port.get_any_name()
     element = port.get_element_type().get_type_name()
     if element not in DTYPES:
         raise RuntimeFailure(f"tensor {name!r} is of {element}; EdgeCV runs plain tensors")
+    symbols = dict(enumerate(declared.get(name, ())))
     shape = tuple(
-        size.get_length() if size.is_static else f"{name}_{axis}"
+        size.get_length() if size.is_static else symbols.get(axis) or f"{name}_{axis}"
         for axis, size in enumerate(port.get_partial_shape())
     )
     return TensorSpec(name, shape, DTYPES[element])

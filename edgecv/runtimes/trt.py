@@ -40,6 +40,7 @@ class TrtBackend(Backend):
     name: ClassVar[str] = "tensorrt"
     concurrent: ClassVar[bool] = False
     reads_onnx: ClassVar[bool] = False  # or an engine
+    has_dla: ClassVar[bool] = True
 
     @classmethod
     def probe(cls) -> Probe:
@@ -63,11 +64,13 @@ class TrtBackend(Backend):
 
     def _open(self) -> Opened:
         trt = library(self.name)
-        self._cuda = Cuda(int(self.options.device or 0))
+        self._cuda = Cuda(self.options.gpu_index)
         header, engine = read_engine(self._engine_path())
         self._check(header, str(trt.__version__))
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime: Any = trt.Runtime(self._logger)
+        if (core := self._dla_core(header)) is not None:
+            self._runtime.DLA_core = core  # the engine does not say on which; without this, on 0
         self._engine: Any = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise RuntimeFailure(
@@ -86,6 +89,8 @@ class TrtBackend(Backend):
         self._buffers = {t.name: DeviceBuffer(self._cuda) for t in (*inputs, *outputs)}
         self._allocators = {t.name: _allocator(trt, self._buffers[t.name]) for t in outputs}
         self._graphs: dict[tuple[tuple[int, ...], ...], Any] = {}
+        if inputs and (sizes := header.profile.get(str(next(iter(inputs[0].shape), "")))):
+            self.batch_range = sizes[0], sizes[2]
         provider = f"{self.name} on {self._cuda.gpu}"
         return Opened(
             inputs,
@@ -121,6 +126,17 @@ class TrtBackend(Backend):
                 f"{self.path}: this engine is for {', '.join(header.gpus)}, the GPU here is "
                 f"{self._cuda.gpu}; build it for that one from its .onnx file"
             )
+
+    def _dla_core(self, header: EngineHeader) -> int | None:
+        """The DLA core to run on: the one that was asked for, or that of the build."""
+        built: int | None = header.settings.get("dla_core")
+        asked = self.options.dla_core
+        if asked is not None and built is None:
+            raise BackendUnavailable(
+                f"{self.path}: dla_core={asked} was asked for, and this engine was built for the "
+                f"GPU alone; build it with --dla-core {asked}"
+            )
+        return built if asked is None else asked
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         self._cuda.use()  # the current GPU is a property of each thread
@@ -175,7 +191,7 @@ class TrtBackend(Backend):
         """Launch the recorded graph of these shapes; the first run goes without, the second is
         recorded: TensorRT sets itself up in the first, which a recording must not hold."""
         if shapes not in self._graphs:
-            self._graphs.clear()  # addresses in older graphs may have been freed since
+            self._forget_graphs()  # addresses in older graphs may have been freed since
             self._enqueue()
             self._graphs[shapes] = None
         elif (graph := self._graphs[shapes]) is None:
@@ -187,11 +203,14 @@ class TrtBackend(Backend):
         else:
             self._cuda.replay(graph, self._stream)
 
-    def _close(self) -> None:
-        self._cuda.use()
+    def _forget_graphs(self) -> None:
         for graph in filter(None, self._graphs.values()):
             self._cuda.call(self._cuda.api.cudaGraphExecDestroy, graph)
         self._graphs.clear()
+
+    def _close(self) -> None:
+        self._cuda.use()
+        self._forget_graphs()
         for buffer in self._buffers.values():
             buffer.close()
         # in this order: a context must not outlive its engine, nor an engine its runtime
@@ -205,6 +224,7 @@ class TrtRtxBackend(TrtBackend):
     """TensorRT for RTX: engines are compiled ahead of time without a GPU, and finished on it."""
 
     name: ClassVar[str] = "tensorrt-rtx"
+    has_dla: ClassVar[bool] = False
 
 
 def _specs(tensors: tuple[Mapping[str, Any], ...]) -> tuple[TensorSpec, ...]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
+import os
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,15 +21,16 @@ from typing import Any
 
 from edgecv.enginefile import EngineHeader
 from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
-from edgecv.files import sha256_of
 from edgecv.onnxfile import read_metadata
 from edgecv.progress import Progress
 from edgecv.runtimes.base import RuntimeOptions
-from edgecv.runtimes.filecheck import check_file
+from edgecv.runtimes.filecheck import check_file, content_sha256
+from edgecv.runtimes.library import import_library
 from edgecv.runtimes.trt_network import heavy_nodes, size_ranges, tensors
 from edgecv.spec import TensorSpec
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+OLDEST_TENSORRT = 10
 REMEDIES = {
     "tensorrt-rtx": "pip install 'edgecv[tensorrt-rtx]'",
     "tensorrt": "on a Jetson: sudo apt install python3-libnvinfer, and a virtual environment made "
@@ -37,14 +40,20 @@ REMEDIES = {
 
 
 def library(backend: str) -> Any:
-    """The module of ``backend``; not installed is a :class:`BackendUnavailable`."""
+    """The module of ``backend``; not installed, or too old, is a :class:`BackendUnavailable`."""
     try:
-        return importlib.import_module(MODULES[backend])
-    except ImportError as error:
+        trt = import_library(MODULES[backend], "Builder")
+    except BackendUnavailable as error:
         raise BackendUnavailable(
-            f"backend {backend!r} is not usable here: the package {MODULES[backend]} does not "
-            f"import ({error}); {REMEDIES[backend]}"
+            f"backend {backend!r} is not usable here: {error}; {REMEDIES[backend]}"
         ) from error
+    if backend == "tensorrt" and int(trt.__version__.partition(".")[0]) < OLDEST_TENSORRT:
+        raise BackendUnavailable(
+            f"backend {backend!r} is not usable here: TensorRT {trt.__version__} has no strongly "
+            f"typed networks, in which precision is the file's; it takes {OLDEST_TENSORRT} or "
+            f"newer (JetPack 6.1)"
+        )
+    return trt
 
 
 def ahead_of_time_gpus(trt: Any) -> tuple[str, ...]:
@@ -87,7 +96,7 @@ class BuildPlan:
     backend: str
     library_version: str
     gpus: tuple[str, ...]
-    model_sha256: str
+    model_sha256: str  # with its external data
     shapes: Mapping[str, tuple[int, int, int]]
     settings: Mapping[str, Any]
 
@@ -100,12 +109,19 @@ class BuildPlan:
 def plan_build(
     backend: str, path: Path, gpus: tuple[str, ...], options: RuntimeOptions
 ) -> BuildPlan:
-    """The plan for building ``path`` for ``gpus`` under ``options``."""
+    """The plan for building ``path`` for ``gpus`` under ``options``; a file that no library should
+    be asked to read is a :class:`~edgecv.errors.SpecError`."""
+    check_file(path)
+    if options.dla_core is not None and backend != "tensorrt":
+        raise BackendUnavailable(
+            f"backend {backend!r} builds for GPUs alone, and DLA core {options.dla_core} was asked "
+            f"for; use --backend tensorrt on a Jetson that has one"
+        )
     return BuildPlan(
         backend=backend,
         library_version=str(library(backend).__version__),
         gpus=gpus,
-        model_sha256=sha256_of(path),
+        model_sha256=content_sha256(path),
         shapes=dict(options.shapes),
         settings={"tf32": options.precision == "tf32", "dla_core": options.dla_core},
     )
@@ -119,25 +135,27 @@ def build_engine(
     Raises :class:`~edgecv.errors.RuntimeFailure` with TensorRT's own words where it refuses, and
     :class:`~edgecv.errors.InputError` where a symbolic size has no range.
     """
-    check_file(path)
     trt = library(plan.backend)
     logger = _logger(trt)
     builder = trt.Builder(logger)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)  # the network's weights are its: kept to the end
-    if not parser.parse_from_file(str(path)):
+    if not parser.parse_from_file(os.path.realpath(path)):  # whose external data was checked
         problems = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise _refusal(plan, path, [*problems, *logger.errors])
     metadata = read_metadata(path)
     inputs = tensors(network.num_inputs, network.get_input)
     outputs = tensors(network.num_outputs, network.get_output)
     ranges = size_ranges(inputs, plan.shapes, metadata, path)
-    config = _config(trt, builder, plan, progress)
+    config = _config(trt, builder, plan)
+    monitor = config.progress_monitor = _monitor(trt, progress)
     if ranges:
         config.add_optimization_profile(_profile(builder, inputs, ranges))
-    with _timing_cache(plan, config, timing_folder):
+    with _timing_cache(plan, config, timing_folder), _interruptible(monitor):
         engine = builder.build_serialized_network(network, config)
+    if monitor.error is not None:
+        raise monitor.error
     if engine is None:
         raise _refusal(plan, path, logger.errors)
     data = bytes(engine)
@@ -157,10 +175,9 @@ def build_engine(
     return header, data
 
 
-def _config(trt: Any, builder: Any, plan: BuildPlan, progress: Progress) -> Any:
+def _config(trt: Any, builder: Any, plan: BuildPlan) -> Any:
     """How ``plan`` wants the engine built, for which GPUs, on which of the machine's cores."""
     config = builder.create_builder_config()
-    config.progress_monitor = _monitor(trt, progress)
     (config.set_flag if plan.settings["tf32"] else config.clear_flag)(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if plan.backend == "tensorrt-rtx":
@@ -168,6 +185,12 @@ def _config(trt: Any, builder: Any, plan: BuildPlan, progress: Progress) -> Any:
         for index, gpu in enumerate(plan.gpus):
             config.set_compute_capability(getattr(trt.ComputeCapability, gpu.upper()), index)
     if plan.settings["dla_core"] is not None:
+        if plan.settings["dla_core"] >= builder.num_DLA_cores:  # TensorRT would take the GPU
+            raise BackendUnavailable(
+                f"there is no DLA core {plan.settings['dla_core']} for {plan.backend} "
+                f"{plan.library_version} here: it finds {builder.num_DLA_cores} (TensorRT 10.8 to "
+                f"11.3 have none on a Jetson)"
+            )
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = plan.settings["dla_core"]
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
@@ -204,29 +227,54 @@ def _logger(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's phases, each as a line of progress. Ctrl-C ends the build at its next step."""
+    """TensorRT's phases, each as a line of progress. ``error`` ends the build at its next step: an
+    exception that is raised in a callback is printed by TensorRT and forgotten."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.totals: dict[str, int] = {}
+            self.error: BaseException | None = None
+
+        def tell(self, phase: str, done: int, total: int) -> None:
+            try:
+                progress(phase, done, total)
+            except BaseException as error:
+                self.error = self.error or error
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             self.totals[phase] = steps
-            progress(phase, 0, steps)
+            self.tell(phase, 0, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            try:
-                progress(phase, step, self.totals.get(phase, 0))
-            except KeyboardInterrupt:
-                return False
-            return True
+            self.tell(phase, step, self.totals.get(phase, 0))
+            return self.error is None
 
         def phase_finish(self, phase: str) -> None:
             total = self.totals.pop(phase, 0)
-            progress(phase, total, total)
+            self.tell(phase, total, total)
 
     return Monitor()
+
+
+@contextlib.contextmanager
+def _interruptible(monitor: Any) -> Iterator[None]:
+    """Ctrl-C becomes the monitor's error. Python's own handler raises it on entry to a callback,
+    where nothing can catch it. Another handler than Python's is left alone."""
+    python = signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not python:
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        monitor.error = monitor.error or KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, python)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgecv.enginefile import read_engine, write_engine
-from edgecv.errors import BackendUnavailable, SpecError
+from edgecv.errors import BackendUnavailable, InputError, SpecError
+from edgecv.files import make_folder
 from edgecv.runtimes.base import RuntimeOptions
 from edgecv.runtimes.trt_build import BuildPlan, build_engine
 
@@ -29,7 +30,7 @@ def cached_engine(plan: BuildPlan, path: Path, options: RuntimeOptions) -> Path:
             f"{path}: its engine for {', '.join(plan.gpus)} has to be built first, and build=False "
             f"was given; `edgecv build {path.name} --backend {plan.backend}` builds it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _locked(target.with_suffix(".lock")):
         if not _usable(target):  # another process may have built it while this one waited
             header, engine = build_engine(plan, path, options.progress, folder)
@@ -63,6 +64,12 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with path.open("ab") as file:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: engines cannot be kept there ({error.strerror}); give another folder"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a crash
         yield

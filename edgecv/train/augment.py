@@ -109,7 +109,8 @@ class Augmenter:
             for key in ("saturation", "hue", "pca"):
                 if getattr(settings, key):
                     raise RecipeError(
-                        f"train.augment.{key}: gray pictures have no colours to vary: set it to 0"
+                        f"train.augment.{key}: the net takes gray pictures, which have no colours "
+                        f"to change; set it to 0 (brightness and contrast serve)"
                     )
         statistics = ColorStatistics.of(pixels) if settings.pca else None
         return cls(settings, statistics=statistics, classes=classes)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecv import __version__
 from edgecv.errors import InputError, RecipeError, SpecError
-from edgecv.export.adopt import contract, input_size, recipe_of
+from edgecv.export.adopt import check_outputs, contract, input_size, recipe_of
 from edgecv.export.recipe import Recipe, list_adoptable, load_recipe
 from edgecv.export.ultralytics import UltralyticsNote, read_note
 from edgecv.files import sha256_of
@@ -124,12 +124,16 @@ def _contract(
     """The contract by what one run of the file gives, and the recipe it came from."""
     if len(runtime.inputs) != 1 or len(runtime.inputs[0].shape) != 4:
         shown = ", ".join(f"{t.name} {list(t.shape)}" for t in runtime.inputs)
-        raise SpecError(f"{where}: expected one input [N, 3, H, W], the graph takes {shown}")
+        raise SpecError(
+            f"{where}: expected one picture as input, [N, 3, H, W] or [N, H, W, 3], the graph "
+            f"takes {shown}"
+        )
     (tensor,) = runtime.inputs
     if recipe is None:
         assert note is not None
         declared = [[s if isinstance(s, int) else 0 for s in t.shape] for t in runtime.outputs]
         recipe = recipe_of(note, declared, where)
+    check_outputs(recipe, runtime.outputs, where)
     size = input_size(tensor, recipe, note, where)
     p = replace(recipe.preparation, height=size[0], width=size[1])
     wanted = (1, *p.tensor_shape(*size))
@@ -161,7 +165,11 @@ def _self_test(runtime: Backend, spec: ModelSpec, source: Path) -> dict[str, Any
     outputs = model.infer(batch)
     placement = Placement(p.width, p.height, 1.0, 1.0, 0.0, 0.0, p.width, p.height)
     model.decode(outputs, [placement] * selftest.COUNT)
-    return selftest.record(outputs, FP32_MAX_REL)
+    recorded = selftest.record(outputs, FP32_MAX_REL)
+    if spec.precision == "int8":
+        # another CPU's integers round otherwise, by whole steps: held to what INT8 may cost at all
+        del recorded["max_rel"]
+    return recorded
 
 
 def _default_output(name: str, source: Path) -> Path:

@@ -146,12 +146,15 @@ def bench(
         progress=progress,
     )
     work.run()
-    records = tuple(
-        r for pair in pairs if (pair.measured or not pair.failure) and (r := record_of(pair))
-    )
+    measured = [
+        (pair.backend, record)
+        for pair in pairs
+        if (pair.measured or not pair.failure) and (record := record_of(pair))
+    ]
+    records = tuple(record for _, record in measured)
     verdicts: list[Verdict] = []
     if baseline is not None:
-        verdicts += judge_baseline(records, str(paths[0]))
+        verdicts += judge_baseline(measured, str(paths[0]))
     if old is not None and records:
         verdicts += judge_session(records, old, os.fspath(compare or ""))
     return BenchReport(here, records, _failures(pairs), work.partial, tuple(verdicts))

@@ -73,8 +73,10 @@ def build(
     trt = library(backend)
     if is_engine(path):
         raise InputError(f"{path}: is an engine already; build from its .onnx file")
+    if output is not None and os.path.realpath(output) == os.path.realpath(path):
+        raise InputError(f"{output}: is the model itself, which the engine would replace")
     here = _gpu_here()
-    chosen = tuple(gpus) or ((here,) if here else ())
+    chosen = tuple(dict.fromkeys(gpus)) or ((here,) if here else ())
     if not chosen and (known := ahead_of_time_gpus(trt)):
         raise InputError(f"there is no GPU here: name some, --gpu {','.join(known)}")
     check_gpus(backend, chosen, here)

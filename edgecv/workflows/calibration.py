@@ -12,9 +12,9 @@ import numpy as np
 from edgecv.errors import InputError
 from edgecv.model import same_shape
 from edgecv.preprocess import Picture, list_pictures, stack
+from edgecv.quantize.detections import error_for
 from edgecv.quantize.pipeline import Prepared, Search
 from edgecv.quantize.run import Array, Batches
-from edgecv.quantize.sensitivity import error_for
 from edgecv.spec import ModelSpec
 from edgecv.workflows.heldout import Seen, Warn
 from edgecv.workflows.stream import prepared_chunks
@@ -86,4 +86,4 @@ def search_for(parent: ModelSpec, ready: Prepared, drawn: Sequence[Path]) -> Sea
     """Detectors are searched for what harms their answers; a classifier forgives more."""
     few = drawn[:: max(1, -(-len(drawn) // SEARCHED))]
     batches = batches_of(ready, few, parent.inputs[0].shape[0])
-    return Search(batches, error_for(parent.decoding), ranges=parent.task == "detect")
+    return Search(batches, error_for(parent), ranges=parent.task == "detect")

@@ -21,15 +21,16 @@ from edgecv.evaluate.imagenet import read_folder, topk_hits
 from edgecv.evaluate.points import normalized_errors, read_points, summary
 from edgecv.evaluate.yolo_labels import read_yolo
 from edgecv.model import Model, load
+from edgecv.postprocess.classify import ranking
+from edgecv.postprocess.detect import SUPPRESSED
 from edgecv.progress import Progress, silent
-from edgecv.results import Detections, Landmarks, Placement, Result, Segmentation
+from edgecv.results import Classification, Detections, Landmarks, Placement, Result, Segmentation
+from edgecv.runtimes.base import RuntimeOptions
 from edgecv.spec import ModelSpec
 from edgecv.workflows.crops import averaged
 from edgecv.workflows.pairs import FAR, VerificationScore, evaluate_pairs
 from edgecv.workflows.score import Score, common
 from edgecv.workflows.stream import outputs_of, prepared_chunks
-
-NMS_IN_GRAPH = ("yolo-end2end", "detections")
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def evaluate(
     Of classifiers, ``crops`` (1, 2, 5 or 10: :mod:`edgecv.workflows.crops`) of each picture are
     looked at, by ``model`` and by those of ``ensemble``, and all their probabilities averaged.
     ``classes`` is a file that maps the data set's class names to the model's indices; ``limit``
-    scores that many pictures, drawn by a fixed seed. Every picture counts but those of which
-    ``leave_out`` is true (pairs have two pictures each, and none is left out); one that cannot be
-    read is an :class:`~edgecv.errors.InputError`.
+    scores that many pictures, always the same ones (drawn by a seed; of folders evenly spread).
+    Every picture counts but those of which ``leave_out`` is true (pairs have two pictures each, and
+    none is left out); one that cannot be read is an :class:`~edgecv.errors.InputError`.
     """
     request = Request(
         dataset=Path(dataset),
@@ -134,7 +135,7 @@ def evaluate(
         leave_out=leave_out,
         progress=progress,
     )
-    with load(model, backend=backend) as opened:
+    with load(model, backend=backend, options=RuntimeOptions(progress=progress)) as opened:
         return score(opened, request)
 
 
@@ -152,6 +153,8 @@ def score(model: Model, request: Request) -> Score:
         raise InputError(f"--detector finds the faces of a pairs file, not for {task}")
     if request.metric is not None and task != "embed":
         raise InputError(f"--metric compares the vectors of a pairs file, not for {task}")
+    if request.classes is not None and task in ("embed", "landmarks"):
+        raise InputError(f"--classes maps the classes of a data set, and there are none for {task}")
     if task != "classify" and (request.crops > 1 or request.ensemble):
         raise InputError(f"--crops and --ensemble are for classifiers, not for {task}")
     return TASKS[task](model, request)
@@ -223,8 +226,13 @@ def _classify(model: Model, request: Request) -> ClassificationScore:
 def _class_scores(
     model: Model, pictures: Sequence[Path], request: Request
 ) -> NDArray[np.floating[Any]]:
+    spec = model.spec
     if request.crops == 1 and not request.ensemble:
-        return outputs_of(model, pictures, request.progress)[model.spec.outputs[0].name]
+        if len(spec.outputs[0].shape) == 4:  # fully convolutional: maps of any size
+            answers = [one for one, _ in _answers(model, pictures, request.progress, None)]
+            return np.stack([a.probabilities for a in answers if isinstance(a, Classification)])
+        scores = outputs_of(model, pictures, request.progress)[spec.outputs[0].name]
+        return ranking(scores, spec.decoding.kind, spec.labels)
     with contextlib.ExitStack() as opened:
         others = [
             opened.enter_context(load(path, backend=request.backend)) for path in request.ensemble
@@ -246,7 +254,7 @@ def _detect(model: Model, request: Request) -> DetectionScore:
     truth = [truth[i] for i in request.kept([one.path for one in truth])]
     options, kind = model.spec.decoding.options, model.spec.decoding.kind
     # NMS in the graph has used its own threshold: lower scores are gone
-    conf = max(coco.MIN_SCORE, options["conf"]) if kind == "detections" else coco.MIN_SCORE
+    conf = max(coco.MIN_SCORE, options.get("conf", 0)) if kind == "detections" else coco.MIN_SCORE
     found: list[Detections] = []
     sizes: list[tuple[int, int]] = []
     for result, placement in _answers(model, [one.path for one in truth], request.progress, conf):
@@ -259,7 +267,7 @@ def _detect(model: Model, request: Request) -> DetectionScore:
         **asdict(figures),
         objects=sum(len(one.classes) for one in truth),
         conf=conf,
-        iou=None if kind in NMS_IN_GRAPH else float(options["iou"]),
+        iou=None if kind in SUPPRESSED else float(options["iou"]),
     )
 
 

@@ -10,6 +10,7 @@ from edgecv.errors import InputError
 from edgecv.faces import FacePipeline
 from edgecv.gallery import Gallery, Settings, comparison
 from edgecv.gallery.core import exists
+from edgecv.gallery.engine import check_name, refuse_known
 from edgecv.model import load
 from edgecv.progress import Progress, silent
 from edgecv.workflows.pairs import evaluate_pairs
@@ -64,20 +65,24 @@ def metric_of(where: str | os.PathLike[str], metric: str | None) -> str | None:
 def open_or_create(
     where: str | os.PathLike[str],
     pipeline: FacePipeline,
+    name: str,
     *,
+    extend: bool,
     threshold: float | None,
     origin: dict[str, Any],
     margin: float | None,
     metric: str | None,
     pooling: str | None,
 ) -> tuple[Gallery, bool]:
-    """The gallery ``where``, made if it is not there, and whether it was.
+    """The gallery ``where`` to enrol ``name`` in, made if it is not there, and whether it was.
 
-    What is given is stored in it; an old one keeps its metric. A new one compares by the likeness
-    that the net has learned, or else by cosine, and needs a threshold: also a likeness, whose 0.5
-    says that both are equally likely where half of all pairs are of one person, as in training and
-    at no door.
+    Who is there already is refused, unless ``extend``, before anything is made or changed: a
+    command that fails decides nothing. What is given is stored in it; an old one keeps its
+    metric. A new one compares by the likeness that the net has learned, or else by cosine, and
+    needs a threshold: also a likeness, whose 0.5 says that both are equally likely where half of
+    all pairs are of one person, as in training and at no door.
     """
+    name = check_name(name)
     if not exists(where):
         metric, weights = comparison(pipeline.embedder.spec, metric)
         if threshold is None:
@@ -97,6 +102,8 @@ def open_or_create(
         return Gallery.create(where, settings), True
     gallery = Gallery.open(where, pipeline.space)
     _check_metric(gallery, metric)
+    if not extend and len(gallery.engine.vectors_of(name)):
+        refuse_known([name], [name], gallery.engine.where)
     given: dict[str, Any] = {"margin": margin, "pooling": pooling}
     if threshold is not None:
         given |= {"threshold": threshold, "origin": origin}

@@ -31,7 +31,9 @@ class VerificationScore(Score):
     ``accuracy`` and ``correct``: over ``folds`` folds, each judged by a threshold chosen on the
     others. ``threshold``: the one to use, the loosest whose false-accept rate on all pairs is at
     most ``far``; ``at_threshold`` and ``most_accurate`` say what the pairs themselves give there,
-    which flatters both. ``no_face``: pictures without one, whose pairs count as not accepted.
+    which flatters both. ``auc``: the area under ``roc``, of which the points where it turns are
+    kept (:meth:`edgecv.gallery.thresholds.Roc.corners`). ``no_face``: pictures without one,
+    whose pairs count as not accepted.
     """
 
     same: int
@@ -47,6 +49,8 @@ class VerificationScore(Score):
     at_threshold: Choice
     most_accurate: Choice
     eer: float
+    auc: float
+    roc: Mapping[str, list[float]]
     tar_at_far: Mapping[str, float]
     same_mean: float
     different_mean: float
@@ -114,6 +118,8 @@ def evaluate_pairs(
         at_threshold=chosen,
         most_accurate=most_accurate(curve),
         eer=curve.eer,
+        auc=curve.auc,
+        roc=curve.corners(),
         tar_at_far={f"{rate:g}": curve.tar_at(rate) for rate in FARS},
         same_mean=float(scores[pairs.same].mean()),
         different_mean=float(scores[~pairs.same].mean()),

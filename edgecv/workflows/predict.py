@@ -15,9 +15,9 @@ from edgecv.model import Model
 from edgecv.preprocess import Prepared
 from edgecv.progress import Progress, silent
 from edgecv.results import Result
-from edgecv.workflows.sources import Source
+from edgecv.workflows.sources import CSI, Source
 from edgecv.workflows.stream import prepared_chunks
-from edgecv.workflows.video import Frame, file_frames, live_frames, open_camera
+from edgecv.workflows.video import Frame, check_library, file_frames, live_frames, open_camera
 
 FRAMES = 8  # of a video in one batch: at 1920x1080 50 MB
 
@@ -69,7 +69,12 @@ def predict(
     A broken picture or video does not stop the others: it is a prediction with an ``error``. A
     camera goes on until the iterator is closed or the camera is gone; frames that come while the
     model is busy are dropped for the newest. ``note`` is told what is worth knowing and no error.
+
+    Raises :class:`~edgecv.errors.BackendUnavailable`, before the first answer, where OpenCV is
+    needed and is not there.
     """
+    if any(s.kind == "video" or (s.kind == "camera" and s.name != CSI) for s in sources):
+        check_library()
     answering = _Answering(model, progress, conf, iou, note)
     for kind, group in groupby(sources, key=lambda source: source.kind):
         if kind == "picture":

@@ -144,6 +144,8 @@ class Prover(Closing):
 
     def __init__(self, parent: Path, policy: Policy, progress: Progress = silent) -> None:
         self._here = policy.backend if runs_here(policy) else None
+        # which nodes onnxruntime computes in integers does not hang on the processor, as speed does
+        self._reads = policy.backend if policy.backend == REFERENCE_RUNTIME else self._here
         self._backend = self._here or REFERENCE_RUNTIME
         self._progress = progress
         self._before = load(parent, backend=self._backend)
@@ -168,7 +170,7 @@ class Prover(Closing):
             agreement=float(np.mean(same)),
             drop=drop,
             latency=_latency(parent, candidate, self._here) if self._here else None,
-            readback=_readback(candidate, self._here),
+            readback=_readback(candidate, self._reads),
             layers=layers,
             size_bytes=candidate.stat().st_size,
             parent_bytes=parent.stat().st_size,
@@ -271,7 +273,8 @@ def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
         load(candidate, backend=backend, options=options) as after,
     ):
         runs = []
-        for model in (before, after):
+        count = 1
+        for model in (before, after):  # of one batch size
             tensor = model.spec.inputs[0]
             count = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
             p = model.spec.preparation
@@ -281,7 +284,7 @@ def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
         medians: list[list[float]] = [[], []]
         for _ in range(ROUNDS):
             for run, mine in zip(runs, medians, strict=True):
-                mine.append(float(np.median(timed(run, ROUND_SECONDS))) / 1e6)
+                mine.append(float(np.median(timed(run, ROUND_SECONDS))) / 1e6 / count)
     return Latency(
         float(np.median(medians[0])), float(np.median(medians[1])), ratio(medians[0], medians[1])
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -12,12 +13,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgecv.errors import CheckFailed, InputError
+from edgecv.errors import CheckFailed, InputError, QuantizeError
 from edgecv.files import atomic_write
 from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.compare import worst
 from edgecv.measure.quantpage import quantization_page
 from edgecv.progress import Progress, silent
+from edgecv.quantize.detections import mixed_heads
 from edgecv.quantize.pipeline import Prepared, Quantized, Quantizer, prepare
 from edgecv.quantize.targets import MAC, Policy, policy_for
 from edgecv.spec import PARENT_MEAN, PIXELS_IN, ModelSpec, TensorSpec, read_spec, write_spec
@@ -27,6 +29,8 @@ from edgecv.workflows.learn import learner
 from edgecv.workflows.proof import DISAGREEMENT, Drop, Proof, Prover, machine_target
 from edgecv.workflows.putback import Try, judges_of, put_back_until
 from edgecv.workflows.quantresult import QuantizeResult, summary
+
+ASKED = "asked for"  # why a node of --keep-float is in float
 
 
 def quantize(
@@ -69,25 +73,35 @@ def quantize(
     written then.
     """
     source = Path(model)
+    _check_wishes(source, max_drop, seed, output)
     parent = read_spec(source)
     if parent.precision != "fp32":
         raise InputError(
             f"{model}: is {parent.precision} already; quantize the FP32 file that it was made from"
         )
     policy = policy_for(target or machine_target())
+    if parent.decoding.kind == "detections":
+        warn(
+            f"{model}: NMS is in the graph, which shows nothing of what scores below its conf: the "
+            f"search sees few errors, or none. Better: quantize the file without it, and then "
+            f"edgecv export FILE-int8.onnx --end2end"
+        )
     # a share of the folder is spared where somebody is to be judged on it
     spare = max_drop is not None or overlap(data, Path(calibration))
     pool = draw(Path(calibration), seed, spare, warn)
+    evidence = _Evidence(parent, data, pool, synthetic is not None, warn)
+    judged_on = evidence.for_proof()  # what is wrong with ``data`` is said before the work
     ready = prepare(upgrade(read_onnx(source), source), policy, parent.preparation, pixels)
     batches = batches_of(ready, pool.drawn, parent.inputs[0].shape[0])
     learned = (
         learner(parent, ready, policy, batches, learn, seed, progress, warn) if learn else None
     )
+    keep = {**mixed_heads(ready.model, policy, parent), **dict.fromkeys(keep_float, ASKED)}
     quantizer = Quantizer(
         ready,
         policy,
         batches,
-        keep_float=keep_float,
+        keep_float=keep,
         search=search_for(parent, ready, pool.drawn),
         finish=learned,
         progress=progress,
@@ -98,7 +112,6 @@ def quantize(
         "provenance": "pictures" if synthetic is None else "synthetic",
         "synthetic": synthetic,
     }
-    evidence = _Evidence(parent, data, pool, synthetic is not None, warn)
     path = Path(output) if output is not None else _name(parent, policy)
     with (
         tempfile.TemporaryDirectory(prefix="edgecv-") as folder,
@@ -107,8 +120,9 @@ def quantize(
         draft = Path(folder) / path.name
         job = _Job(parent, policy, ready, quantizer, about, prover, draft)
         done = quantizer.quantize()
+        _refuse_float(done, policy, keep)
         job.write(done)
-        proof = job.prove(evidence.for_proof(), done)
+        proof = job.prove(judged_on, done)
         tries: list[Try] = []
         if max_drop is not None and proof.drop.points > max_drop:
             done, proof, tries = _put_back(job, evidence, done, proof, max_drop)
@@ -200,6 +214,39 @@ class _Evidence:
         return judges_of(self.parent, pool.folder, pool.rest, pool.drawn, scored, self.warn)
 
 
+def _check_wishes(
+    model: Path, max_drop: float | None, seed: int, output: str | os.PathLike[str] | None
+) -> None:
+    """Say what is wrong with the wishes before minutes of work."""
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise InputError(f"--max-drop {max_drop:g}: expected points, 0 or more")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected a whole number, 0 or more")
+    if output is not None and Path(output).exists() and model.exists():
+        if Path(output).is_dir():
+            raise InputError(f"{output}: is a folder; expected the name of a file to write")
+        if Path(output).samefile(model):
+            raise InputError(
+                f"{output}: is the FP32 file that is read, which the proof, `verify --against` and "
+                f"the next attempt need; give the INT8 file another name"
+            )
+
+
+def _refuse_float(done: Quantized, policy: Policy, keep: Collection[str]) -> None:
+    """A file without integers is its parent, whatever it says of itself."""
+    if not any(unit.is_mac for unit in done.plan.units):
+        back = set(done.kept) - set(keep)
+        why = (
+            f"{len(back)} nodes would have to stay in float for the outputs to hold"
+            if back
+            else "--keep-float names every layer"
+        )
+        raise QuantizeError(
+            f"nothing is left to quantize for {policy.name}: {why}; such a file is the FP32 one, "
+            f"which is there"
+        )
+
+
 def _put_back(
     job: _Job, evidence: _Evidence, done: Quantized, proof: Proof, max_drop: float
 ) -> tuple[Quantized, Proof, list[Try]]:
@@ -274,6 +321,6 @@ def _gate(
         )
     if problems and not force:
         raise CheckFailed(
-            f"{path}: not written: {'; '.join(problems)}. --force writes it all the same; "
-            f"--keep-float NODE keeps a node as it is"
+            f"{path}: not written: {'; '.join(problems)}. edgecv quantize --force writes "
+            f"it all the same; its --keep-float NODE keeps a node as it is"
         )

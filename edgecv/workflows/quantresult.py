@@ -65,7 +65,7 @@ def summary(result: QuantizeResult) -> dict[str, str]:
 def _speed(proof: Proof, target: str) -> dict[str, str]:
     """How fast it is, and what of it computes in integers."""
     if proof.latency is None:
-        timed = f"not measured: {target} does not run on this machine"
+        timed = f"not measured: {target} is not what this machine runs"
     else:
         speedup = proof.latency.speedup
         timed = f"{proof.latency.candidate_ms:.2f} ms, parent {proof.latency.parent_ms:.2f} ms"

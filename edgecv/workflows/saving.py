@@ -1,5 +1,7 @@
 """What ``edgecv predict --save`` writes: drawn pictures and videos, and a line of JSON for each.
 
+A segmenter's answer to a picture is saved as ``NAME-mask.png`` too, of classes and not of colours.
+
 ``results.jsonl`` is written line by line as the answers come, and a video is closed properly
 whatever ends the run, so that an interrupt or a power cut keeps what is done.
 """
@@ -7,7 +9,8 @@ whatever ends the run, so that an interrupt or a power cut keeps what is done.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +20,9 @@ from PIL import Image
 from edgecv.closing import Closing
 from edgecv.errors import InputError
 from edgecv.files import atomic_write
+from edgecv.postprocess.segment import mask_picture
 from edgecv.preprocess import open_picture
+from edgecv.results import Segmentation
 from edgecv.workflows.drawing import draw
 from edgecv.workflows.predict import Prediction
 from edgecv.workflows.sources import Source
@@ -27,29 +32,40 @@ CAMERA_FPS = 10.0  # of the video that is made of a camera's answers
 
 
 class Saver(Closing):
-    """Saves predictions of ``sources`` to ``folder``; a context manager."""
+    """Saves predictions of ``sources`` to ``folder``; a context manager.
+
+    Raises :class:`~edgecv.errors.InputError` where a drawing would take a source's own place.
+    """
 
     def __init__(self, folder: Path, sources: Sequence[Source]) -> None:
         self._folder = folder
         distinct = list(dict.fromkeys(sources))
         self._names = dict(zip(distinct, saved_names(distinct), strict=True))
+        masks = mask_names(list(self._names.values()))
+        self._masks = dict(zip(distinct, masks, strict=True))
         self._video: _Video | None = None
+        _spare_sources(folder, self._names)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lines: IO[str] = (folder / LINES).open("w", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
 
-    def save(self, prediction: Prediction) -> Path | None:
-        """Write the drawing, and the line; gives the drawing's path where there is an answer."""
-        path = None
-        if prediction.result is not None:
+    def save(self, prediction: Prediction) -> dict[str, Any]:
+        """Write what there is to draw, and the line; gives the line's keys and values."""
+        data = prediction.to_dict()
+        result = prediction.result
+        if result is not None:
             path = self._folder / self._names[prediction.source]
+            data["saved"] = str(path)
             if prediction.pixels is not None:
                 self._add_frame(prediction, path)
             else:
                 _save_picture(prediction, path)
-        data = prediction.to_dict() | ({"saved": str(path)} if path is not None else {})
+                if isinstance(result, Segmentation):
+                    mask = self._folder / self._masks[prediction.source]
+                    data["mask"] = str(mask)
+                    _write(mask_picture(result), mask)
         try:
             self._lines.write(json.dumps(data) + "\n")
             self._lines.flush()
@@ -58,7 +74,7 @@ class Saver(Closing):
                 f"{self._folder / LINES}: could not be written ({error.strerror}); free space or "
                 f"write elsewhere"
             ) from error
-        return path
+        return data
 
     def _add_frame(self, prediction: Prediction, path: Path) -> None:
         assert prediction.result is not None
@@ -93,26 +109,48 @@ def saved_names(sources: Sequence[Source]) -> list[str]:
         else:
             stem, suffix = source.path.stem, source.path.suffix
             suffix = suffix if suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        name, count = f"{stem}{suffix}", 0
-        while name in names:
-            count += 1
-            name = f"{stem}-{count}{suffix}"
-        names[name] = None
+        names[_unused(stem, suffix, names)] = None
     return list(names)
+
+
+def mask_names(names: Sequence[str]) -> list[str]:
+    """A file name for each drawing's mask, beside the drawings ``names``; none comes twice."""
+    taken = dict.fromkeys(names)
+    for name in names:
+        taken[_unused(f"{Path(name).stem}-mask", ".png", taken)] = None
+    return list(taken)[len(names) :]
+
+
+def _unused(stem: str, suffix: str, taken: Container[str]) -> str:
+    name, count = f"{stem}{suffix}", 0
+    while name in taken:
+        count += 1
+        name = f"{stem}-{count}{suffix}"
+    return name
+
+
+def _spare_sources(folder: Path, names: Mapping[Source, str]) -> None:
+    """Refuse a folder in which a drawing's name is that of a source: it would be lost."""
+    own = {os.path.realpath(source.path) for source in names if source.kind != "camera"}
+    for name in names.values():
+        if os.path.realpath(folder / name) in own:
+            raise InputError(
+                f"{folder}: the drawings would be written over the sources that lie there, such as "
+                f"{folder / name}; save to another folder"
+            )
 
 
 def _save_picture(prediction: Prediction, path: Path) -> None:
     assert prediction.result is not None
-    canvas = draw(open_picture(prediction.source.path), prediction.result)
+    _write(draw(open_picture(prediction.source.path), prediction.result), path)
+
+
+def _write(picture: Image.Image, path: Path) -> None:
     with atomic_write(path) as file:
-        _encode(canvas, path, file)
-
-
-def _encode(canvas: Image.Image, path: Path, file: Any) -> None:
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        canvas.save(file, "JPEG", quality=92)
-    else:
-        canvas.save(file, "PNG")
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            picture.save(file, "JPEG", quality=92)
+        else:
+            picture.save(file, "PNG")
 
 
 class _Video:

@@ -21,6 +21,7 @@ from edgecv.export.recipe import Recipe, load_recipe, recipe_table
 from edgecv.export.sources import build
 from edgecv.export.weights import load_into, read_state_dict, write_safetensors
 from edgecv.files import atomic_write, sha256_of, write_json
+from edgecv.models.layers import check_input
 from edgecv.progress import Progress, silent
 from edgecv.train.classify import ClassificationTask
 from edgecv.train.finder import range_test
@@ -151,6 +152,8 @@ def train_recipe(
         known["teacher"] = sha256_of(teacher)
     torch.manual_seed(config.seed)
     model = build(recipe.source, len(recipe.labels) or None, recipe.options, recipe.folder)
+    p = recipe.preparation
+    check_input(model, (p.channels, p.height, p.width), training=True)
     initial = begin(model, recipe, job, transfer)
     if find:
         if transfer is not None:  # the flat lr is the head's

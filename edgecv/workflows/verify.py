@@ -20,12 +20,12 @@ from edgecv.evaluate.imagenet import read_folder, topk_hits
 from edgecv.files import atomic_write, write_json
 from edgecv.measure import selftest
 from edgecv.measure.agreement import agreements, changed
-from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.model import Model, load
+from edgecv.postprocess.classify import ranking
 from edgecv.preprocess import open_picture
 from edgecv.progress import Progress, silent
 from edgecv.results import Placement, Result
-from edgecv.runtimes.base import Array
+from edgecv.runtimes.base import Array, RuntimeOptions
 from edgecv.spec import ModelSpec
 from edgecv.workflows.reference import Inputs, Reference, reference_for, write_record
 from edgecv.workflows.stream import outputs_of
@@ -63,8 +63,13 @@ def verify(
     :func:`~edgecv.measure.compare.int8_layer_min_sqnr`; the reference has to be an ``.onnx`` or a
     recipe. ``save``: a folder for the pictures whose answer changed.
     """
+    if weights is not None and (against is None or os.fspath(against).endswith((".onnx", ".npz"))):
+        raise InputError(
+            "--weights are those of a reference that is a recipe (--against NAME); any other has "
+            "its own, and they would not be looked at"
+        )
     gates = Gates(min_agreement, min_cosine, strict_target)
-    with load(candidate, backend=backend) as model:
+    with load(candidate, backend=backend, options=RuntimeOptions(progress=progress)) as model:
         if against is None:
             if any(v is not None for v in (data, record, max_drop, save)) or layers:
                 raise InputError(
@@ -153,9 +158,11 @@ class _Answers:
                 pass
             else:
                 first = spec.outputs[0].name
-                scores = self.side.outputs[first], self.outputs[first]
-                before, after = (topk_hits(one, truth, 1).mean() for one in scores)
-                return float(before - after) * 100
+                before, after = (
+                    topk_hits(ranking(side[first], spec.decoding.kind, spec.labels), truth, 1)
+                    for side in (self.side.outputs, self.outputs)
+                )
+                return float(before.mean() - after.mean()) * 100
         return (1 - float(np.mean(self.same))) * 100
 
     def save_changed(self, task: str, folder: Path) -> tuple[str, ...]:
@@ -182,7 +189,7 @@ def _self_test(model: Model) -> Verification:
     if not spec.self_test:
         raise SpecError(f"{spec.name}: the file carries no self-test; name a reference: --against")
     expected = selftest.expected_outputs(spec)
-    outputs = selftest.run(model)
+    outputs, bound = selftest.run(model), spec.self_test.get("max_rel")
     first = spec.outputs[0].name
     agreement = None
     if spec.task == "classify":
@@ -194,6 +201,6 @@ def _self_test(model: Model) -> Verification:
         "the file's own self-test",
         f"{spec.self_test['count']} seeded pictures",
         agreement,
-        bound=float(spec.self_test.get("max_rel", FP32_MAX_REL)),
+        bound=None if bound is None else float(bound),
         noise=spec.self_test.get("noise"),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgecv.measure.compare import int8_layer_min_sqnr
 from edgecv.measure.layers import first_divergence, rank_layers
 from edgecv.model import Model
-from edgecv.preprocess import prepare, stack
+from edgecv.preprocess import fit_pixels, open_picture, prepare, stack
 from edgecv.runtimes.base import Array
 from edgecv.spec import ModelSpec, read_spec
 from edgecv.workflows.reference import Inputs, export_reference
@@ -35,7 +35,7 @@ def with_layers(
         spec, other = model.spec, read_spec(parent)
         mine, theirs = (_first_batch(one, inputs) for one in (spec, other))
         if spec.precision == "int8":
-            ranked = rank_layers(candidate, parent, theirs, _equalization(spec))
+            ranked = rank_layers(candidate, parent, theirs, _equalization(spec), own_feed=mine)
             least = int8_layer_min_sqnr()
             lowest = min(
                 (one.sqnr_db for one in ranked if one.sqnr_db is not None), default=EXACT_DB
@@ -49,6 +49,7 @@ def with_layers(
             {other.inputs[0].name: theirs},
             model.info.backend,
             half=spec.precision == "fp16",
+            seen=_pixels(spec, other, inputs) if mine.dtype != theirs.dtype else None,
         )
         return replace(verdict, divergence=divergence)
 
@@ -58,6 +59,16 @@ def _first_batch(spec: ModelSpec, inputs: Inputs) -> Array:
     count = tensor.shape[0] if isinstance(tensor.shape[0], int) else 1
     pictures = [inputs.pictures[i % len(inputs.pictures)] for i in range(count)]
     return stack([prepare(one, spec.preparation, dtype=tensor.dtype) for one in pictures])
+
+
+def _pixels(spec: ModelSpec, other: ModelSpec, inputs: Inputs) -> tuple[Array, Array]:
+    """What a file that takes uint8 pixels and one that takes numbers have in common: the pixels."""
+    color = spec.preparation.color
+    picture = open_picture(inputs.pictures[0])
+    mine, theirs = (
+        fit_pixels(picture, replace(one.preparation, color=color))[0] for one in (spec, other)
+    )
+    return mine, theirs
 
 
 def _equalization(spec: ModelSpec) -> dict[str, list[float]]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecv.errors import BackendUnavailable, InputError
+from edgecv.workflows.sources import CSI
 
 AHEAD = 4  # frames of a file that are decoded while the model is busy
 PATIENCE_S = 5.0  # how long a camera may give nothing before it counts as gone
@@ -113,9 +114,14 @@ class CsiCamera:
         self._camera.close()
 
 
+def check_library() -> None:
+    """A :class:`~edgecv.errors.BackendUnavailable` where videos and cameras need OpenCV first."""
+    _cv2()
+
+
 def open_camera(name: str) -> Camera:
     """The camera of ``camera:NAME``: a number, or ``csi``."""
-    return CsiCamera() if name == "csi" else OpenCvCapture(int(name))
+    return CsiCamera() if name == CSI else OpenCvCapture(int(name))
 
 
 def file_frames(
@@ -137,6 +143,8 @@ def file_frames(
         for index, pixels in enumerate(reader):
             yield Frame(index, index / fps if fps else 0.0, pixels), count, fps
             done = index + 1
+    if reader.failure is not None:
+        raise InputError(f"{path}: broken after {done} frames ({reader.failure})")
     if done == 0:
         raise InputError(f"{path}: not one frame of this video can be read; it is damaged or empty")
     if done < 0.95 * count:  # headers of intact files are off by a few frames
@@ -144,10 +152,12 @@ def file_frames(
 
 
 class _ReadAhead:
-    """Iterates over a capture that a thread reads; :meth:`close` ends both."""
+    """Iterates over a capture that a thread reads; :meth:`close` ends both. ``failure`` is what
+    ended it before its end, if anything did."""
 
-    def __init__(self, capture: OpenCvCapture) -> None:
+    def __init__(self, capture: Camera) -> None:
         self._capture = capture
+        self.failure: Exception | None = None
         self._frames: queue.Queue[NDArray[np.uint8] | None] = queue.Queue(AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -160,7 +170,10 @@ class _ReadAhead:
     def _read(self) -> None:
         pixels: NDArray[np.uint8] | None
         while True:
-            pixels = None if self._stop.is_set() else self._capture.read()
+            try:
+                pixels = None if self._stop.is_set() else self._capture.read()
+            except Exception as error:  # whoever waits for a frame has to hear of it
+                self.failure, pixels = error, None
             while not self._stop.is_set():
                 try:
                     self._frames.put(pixels, timeout=0.1)

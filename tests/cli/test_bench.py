@@ -10,11 +10,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
+from edgecv.cli.app import app
 from edgecv.errors import CheckFailed, InputError
 from edgecv.measure.ready import READY_MODEL
 from edgecv.measure.record import identity
-from edgecv.workflows.bench import bench
+from edgecv.workflows.bench import BenchReport, bench
 from edgecv.workflows.report import report_on
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +119,18 @@ def test_json_keeps_the_records_of_those_that_could_be_measured():
     assert "tflite" in done.stderr
 
 
+def test_a_file_that_cannot_be_written_costs_no_figures(tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("a file, and no folder")
+    short = ["--backend", "fake", "--duration", "0.1", "--json"]
+    lost, kept = taken / "out.json", tmp_path / "table.md"
+    done = edgecv("bench", READY_MODEL, *short, "-o", lost, "--markdown", kept)
+    assert done.returncode == 2
+    jsonschema.validate(json.loads(done.stdout), SCHEMA)
+    assert str(lost) in done.stderr
+    assert "fake" in kept.read_text()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     out = tmp_path / "partial.json"
@@ -137,6 +151,14 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert data["partial"]
     assert data["records"][0]["count"] > 0
     assert "peak_rss_mb" in data["records"][0] or sys.platform != "linux"
+
+
+def test_ctrl_c_before_anything_was_measured_is_no_success(monkeypatch, measured):
+    nothing = BenchReport(measured["environment"], (), partial=True)
+    monkeypatch.setattr("edgecv.workflows.bench.bench", lambda *_, **__: nothing)
+    done = CliRunner().invoke(app, ["bench", str(READY_MODEL)])
+    assert done.exit_code == 1
+    assert "before anything was measured" in done.stderr
 
 
 @pytest.mark.parametrize("scenario", ["multi-stream", "offline", "server"])
@@ -249,6 +271,9 @@ def test_report_merges_by_sha256_and_escapes(tmp_path, measured):
     text = html.read_text()
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+    own = measured["environment"]["machine_id"]  # in the charts each pair says where it ran
+    assert "(abcdef012345): median" in text
+    assert f"({own}): median" in text
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "https://" not in text
     assert "| top1 90.1% |" in markdown.read_text()

@@ -146,6 +146,15 @@ def test_without_a_data_yaml_the_numbers_are_the_models(data):
     assert one.classes.tolist() == [1, 0]
     with pytest.raises(InputError, match=r"--split val needs a data\.yaml"):
         read_yolo(data, LABELS, "val")
+    with pytest.raises(InputError, match=r"--classes maps names, and without a data\.yaml"):
+        read_yolo(data, LABELS, None, data / "classes.json")
+
+
+def test_a_list_of_pictures_that_is_no_text(data):
+    (data / "data.yaml").write_text("val: list.txt\nnames: [cat]\n")
+    (data / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"list\.txt: not a readable text file"):
+        read_yolo(data, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +166,8 @@ def test_without_a_data_yaml_the_numbers_are_the_models(data):
         ("0.5 0.5 0.5 0.1 0.1", "expected `class"),
         ("0 20 10 5 5", "pixels are to be divided"),
         ("0 nan 0.5 0.1 0.1", "0 to 1"),
+        ("nan 0.5 0.5 0.1 0.1", "expected `class"),
+        ("inf 0.5 0.5 0.1 0.1", "expected `class"),
     ],
 )
 def test_broken_label_lines_are_named(data, line, message):
@@ -216,6 +227,7 @@ def test_coco_files(data):
     ("changes", "message"),
     [
         ({"images": []}, "not a COCO file|lists no pictures"),
+        ({"images": [{"id": i, "file_name": "a.png"} for i in (7, 8)]}, "have one file_name"),
         ({"categories": [{"id": 90, "name": "zebra"}]}, "no class of the model, such as zebra"),
         ({"categories": []}, "category_id 90 is not among"),
         ({"images": [{"id": 7, "file_name": "z.png"}]}, "its pictures, such as z.png, are in none"),

@@ -83,6 +83,36 @@ def test_the_life_of_a_gallery(edgecv, net, tmp_path):
     assert "no gallery here" in edgecv("gallery", "list", tmp_path / "nowhere", code=2)
 
 
+def test_a_refused_enrolment_leaves_the_gallery_as_it_was(edgecv, net, tmp_path):
+    door, a = tmp_path / "door", tmp_path / "a.png"
+    model = ("-m", net, "--backend", "fake")
+    said = edgecv("gallery", "enrol", door, " anna", a, *model, "--threshold", "0.8", code=2)
+    assert "is no name" in said
+    assert not door.exists()
+    edgecv("gallery", "enrol", door, "anna", a, *model, "--threshold", "0.8")
+    before = (door / "gallery.json").read_bytes()
+    again = ("gallery", "enrol", door, "anna", a, *model, "--threshold", "-0.9", "--margin", "0.1")
+    assert "enrolled already" in edgecv(*again, code=2)
+    assert (door / "gallery.json").read_bytes() == before
+    edgecv(*again, "--add")
+    settings = json.loads(edgecv("gallery", "list", door, "--json"))["settings"]
+    assert (settings["threshold"], settings["margin"]) == (-0.9, 0.1)
+
+
+def test_a_broken_picture_does_not_stop_the_others(edgecv, net, tmp_path):
+    door, a, c = (tmp_path / name for name in ("door", "a.png", "c.png"))
+    model = ("-m", net, "--backend", "fake")
+    edgecv("gallery", "enrol", door, "anna", a, *model, "--threshold", "0.8")
+    (tmp_path / "notes.txt").write_text("no picture")
+    asked = ("gallery", "identify", door, a, tmp_path / "notes.txt", c, *model)
+    told = json.loads(edgecv(*asked, "--json", code=2))
+    assert [one["source"] for one in told["results"]] == [str(a), str(c)]
+    assert "not a picture" in told["failed"][0]["error"]
+    said = edgecv(*asked, code=2)
+    assert "anna" in said
+    assert "1 of 3 pictures could not be read" in said
+
+
 def test_pairs_are_evaluated_and_give_the_threshold(edgecv, net, tmp_path):
     pairs = tmp_path / "pairs.csv"
     lines = [f"{x}.png,{y}.png,{'yes' if x == y else 'no'}" for x in "abc" for y in "abc"]

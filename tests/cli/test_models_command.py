@@ -21,6 +21,24 @@ def test_the_list_has_costs_sizes_and_sources():
     assert resnet["published_top1"] == {"imagenet": 0.7613}
     assert resnet["sources"]["imagenet"].startswith("https://")
     assert models["unet"]["task"] == "segment"
+    assert models["mobilenetv2"]["sources"]["bundled"] == "mobilenetv2-cifar10"
+    assert all(all(model["sources"].values()) for model in models.values())
+
+
+def test_one_net_says_where_its_weights_are_from():
+    done = run("mobilenetv2")
+    assert done.returncode == 0
+    for part in (
+        "IMAGENET1K_V1; BSD-3-Clause; https://",
+        "the recipe mobilenetv2-cifar10",
+        "71.88%",
+    ):
+        assert part in done.stdout
+
+
+def test_timms_names_are_known_too():
+    done = run("MobileNetV1-100", "--json")
+    assert json.loads(done.stdout)["models"][0]["name"] == "mobilenetv1"
 
 
 def test_the_layers_of_a_net():

@@ -9,6 +9,8 @@ import subprocess
 
 import pytest
 
+import edgecv
+from edgecv.export.recipe import load_recipe
 from edgecv.measure.profile import nodes_of
 from edgecv.measure.ready import READY_MODEL
 from edgecv.onnxgraph import read_graph
@@ -91,6 +93,18 @@ def test_names_of_the_runtimes_are_undone():
         clip,
     ]
     assert nodes_of("ReorderOutput", "ReorderOutput", (), graph) == []
+
+
+def test_fused_dense_layers_and_the_batch_are_counted(tmp_path):
+    """onnxruntime calls a Gemm with its Relu "fused NAME"."""
+    path = tmp_path / "lenet5.onnx"
+    edgecv.export("lenet5", weights="random", batch=None, output=path)
+    (record,) = bench(
+        [path], backends=["onnxruntime"], threads=1, batch=4, duration=0.1, rounds=5, profile=True
+    ).records
+    macs = {layer["name"]: layer["macs"] for layer in record["layers"] if "macs" in layer}
+    assert sum(macs.values()) == 4 * load_recipe("lenet5").macs
+    assert macs["classifier.0/Gemm"] == 4 * 400 * 120
 
 
 def browser():

@@ -31,8 +31,10 @@ if [ ! -e "$root/.complete" ]; then
     inside /debootstrap/debootstrap --second-stage
     touch "$root/.complete"
 fi
+# What is mounted here goes when the script ends: removing the root must not reach the host's /dev
+trap 'for at in proc dev; do ! mountpoint -q "$root/$at" || umount -R "$root/$at"; done' EXIT
 [ -e "$root/proc/self" ] || mount -t proc proc "$root/proc"
-[ -e "$root/dev/urandom" ] || mount --rbind /dev "$root/dev"
+[ -e "$root/dev/urandom" ] || { mount --rbind /dev "$root/dev" && mount --make-rslave "$root/dev"; }
 # No /sys: it would describe the processors of the host, over which the cpuinfo library that onnxruntime
 # uses crashes. Without it onnxruntime warns, and asks the (emulated) kernel what the processor has.
 

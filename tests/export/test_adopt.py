@@ -16,6 +16,7 @@ from edgecv.export.recipe import list_adoptable, load_recipe
 from edgecv.export.ultralytics import read_note
 from edgecv.measure.ready import READY_MODEL
 from edgecv.onnxgraph import read_graph
+from edgecv.runtimes.ort import OrtBackend
 from edgecv.spec import read_spec
 from edgecv.workflows.adopt import adopt
 
@@ -31,7 +32,7 @@ NOTE = {
 }
 
 
-def net(path, shape, *, size=(64, 96), note=None, outputs=1, dtype=TensorProto.FLOAT):
+def net(path, shape, *, size=(64, 96), note=None, outputs=1, dtype=TensorProto.FLOAT, nhwc=False):
     """A graph that gives a constant of ``shape``, whatever picture it is shown."""
     value = np.linspace(0.1, 0.9, int(np.prod(shape)), dtype=np.float32).reshape(shape)
     if shape[-1] == 6:
@@ -45,7 +46,7 @@ def net(path, shape, *, size=(64, 96), note=None, outputs=1, dtype=TensorProto.F
     graph = helper.make_graph(
         nodes,
         "net",
-        [helper.make_tensor_value_info("images", dtype, [1, 3, *size])],
+        [helper.make_tensor_value_info("images", dtype, [1, *size, 3] if nhwc else [1, 3, *size])],
         [helper.make_tensor_value_info(name, dtype, shape) for name in names],
         [
             helper.make_tensor("zero", dtype, [], [0.0]),
@@ -112,6 +113,28 @@ def test_ultralytics_own_note_is_enough(tmp_path):
     assert adopt(classes, output=tmp_path / "f.onnx").spec.task == "classify"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "shape"),
+    [
+        ("yolov5", [1, 150, 8]),
+        ("yolov6", [1, 126, 8]),
+        ("yolov7", [1, 150, 8]),
+        ("yolov8", [1, 7, 126]),
+        ("yolov9", [1, 7, 126]),
+        ("yolo11", [1, 7, 126]),
+        ("yolov10", [1, 30, 6]),
+        ("yolox", [1, 126, 8]),
+    ],
+)
+def test_the_usual_exports_have_a_recipe_that_finds_their_boxes(tmp_path, recipe, shape, picture):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    source = net(tmp_path / "a.onnx", shape)
+    adopt(source, recipe=recipe, labels=tmp_path / "names.txt", output=tmp_path / "b.onnx")
+    with edgecv.load(tmp_path / "b.onnx") as model:
+        assert len(model(picture, conf=0.1)) > 0
+        assert set(model(picture, conf=0.1).labels) == {"a", "b", "c"}
+
+
 def test_labels_of_the_user_come_before_the_note(tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     source = net(tmp_path / "a.onnx", [1, 7, 126], note=NOTE)
@@ -131,6 +154,7 @@ def test_labels_of_the_user_come_before_the_note(tmp_path):
         ([1, 7, 126], {}, None, RecipeError, "give --recipe NAME"),
         ([1, 7, 126], {}, "yolo8", RecipeError, "did you mean yolov8"),
         ([1, 7, 126], {"outputs": 2}, "yolov8", SpecError, "reads 1 outputs .* gives 2"),
+        ([1, 7, 126], {"outputs": 2}, "rfb-320", SpecError, "in this order"),  # and not: the size
         ([1, 126, 8], {}, "yolox", SpecError, "has 3 classes, .* has 80 names"),
         ([1, 125, 85], {}, "yolox", SpecError, "are not what yolox .* reads"),
         ([1, 85, 126], {}, "yolov10", SpecError, "are not what yolo-end2end"),
@@ -154,6 +178,97 @@ def test_a_recipe_that_misses_an_option_is_named(tmp_path):
     )
     with pytest.raises(RecipeError, match=r"mine.toml: output.options: yolox .*strides"):
         adopt(net(tmp_path / "a.onnx", [1, 126, 8]), recipe=str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("task", "decode", "options", "shape", "labels"),
+    [
+        ("classify", "logits", "", [1, 3], 3),
+        ("classify", "logits", "", [1, 3, 2, 4], 3),  # fully convolutional
+        ("segment", "logits", "", [1, 3, 32, 48], 3),
+        ("segment", "logits", 'layout = "nhwc"', [1, 32, 48, 3], 3),
+        ("segment", "probabilities", "", [1, 3, 32, 48], 3),
+        ("segment", "probabilities", "", [1, 1, 32, 48], 2),
+        ("segment", "probabilities", 'layout = "nhwc"', [1, 32, 48, 1], 2),
+        ("segment", "binary-logits", "", [1, 1, 32, 48], 2),
+    ],
+)
+def test_the_graph_says_how_many_classes_there_are(
+    tmp_path, task, decode, options, shape, labels, picture
+):
+    recipe = tmp_path / "mine.toml"
+    for count in (labels, labels + 1):
+        recipe.write_text(
+            f'task = "{task}"\n[input]\nsize = [64, 96]\nfit = "stretch"\n[output]\n'
+            f'decode = "{decode}"\n[output.options]\n{options}\n'
+            f"[labels]\nnames = {json.dumps(list('abcd'[:count]))}\n"
+        )
+        source = net(tmp_path / "a.onnx", shape)
+        if count > labels:
+            with pytest.raises(SpecError, match=f"has {labels} classes, .* has {count} names"):
+                adopt(source, recipe=str(recipe), output=tmp_path / "c.onnx")
+            continue
+        result = adopt(source, recipe=str(recipe), output=tmp_path / "b.onnx")
+        assert len(result.spec.labels) == labels
+        with edgecv.load(result.path) as model:
+            assert model(picture).labels == result.spec.labels
+
+
+def test_an_int8_file_is_held_to_what_int8_may_cost_and_no_other_to_more(tmp_path, monkeypatch):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'task = "classify"\n[input]\nsize = [64, 96]\nfit = "stretch"\n'
+        '[labels]\nnames = ["a", "b", "c"]\n'
+    )
+    model = onnx.load(net(tmp_path / "a.onnx", [1, 3]))
+    first = model.graph.node[0]
+    model.graph.node.insert(
+        0, helper.make_node("QuantizeLinear", ["images", "scale", "point"], ["whole"])
+    )
+    model.graph.node.insert(
+        1, helper.make_node("DequantizeLinear", ["whole", "scale", "point"], ["near"])
+    )
+    first.input[0] = "near"
+    model.graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [1 / 255]))
+    model.graph.initializer.append(helper.make_tensor("point", TensorProto.UINT8, [], [0]))
+    onnx.save(model, tmp_path / "q.onnx")
+    run = OrtBackend._run
+    monkeypatch.setattr(  # another CPU, a little off
+        OrtBackend,
+        "_run",
+        lambda self, feeds: {
+            k: v * np.array([1, 1.01, 1], v.dtype) for k, v in run(self, feeds).items()
+        },
+    )
+    for name, precision, check in (("a", "fp32", "max_rel"), ("q", "int8", "sqnr_db")):
+        with monkeypatch.context() as here:
+            here.setattr(OrtBackend, "_run", run)
+            spec = adopt(
+                tmp_path / f"{name}.onnx", recipe=str(recipe), output=tmp_path / "b.onnx"
+            ).spec
+        assert spec.precision == precision
+        outcome = edgecv.verify(tmp_path / "b.onnx", backend="onnxruntime")
+        assert [one.name for one in outcome.checks] == [check]
+        assert outcome.passed == (precision == "int8")
+
+
+def test_a_file_that_takes_the_channels_last(tmp_path, picture):
+    recipe = tmp_path / "mine.toml"
+    text = (
+        'task = "classify"\n[input]\nfit = "stretch"\nLAYOUT\n[labels]\nnames = ["a", "b", "c"]\n'
+    )
+    source = net(tmp_path / "a.onnx", [1, 3], nhwc=True)
+    recipe.write_text(text.replace("LAYOUT", ""))
+    with pytest.raises(SpecError, match=r"takes \[1, 64, 96, 3\], the recipe mine makes \[N, 3"):
+        adopt(source, recipe=str(recipe))
+    recipe.write_text(text.replace("LAYOUT", 'layout = "nhwc"'))
+    spec = adopt(source, recipe=str(recipe), output=tmp_path / "b.onnx").spec
+    p = spec.preparation
+    assert (p.layout, p.height, p.width) == ("nhwc", 64, 96)
+    assert edgecv.verify(tmp_path / "b.onnx").passed
+    with edgecv.load(tmp_path / "b.onnx") as model:
+        assert model.prepare(picture).tensor.shape == (64, 96, 3)
+        assert model(picture).labels == ("a", "b", "c")
 
 
 def test_weights_in_other_files_are_refused(tmp_path):

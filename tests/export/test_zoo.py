@@ -1,5 +1,8 @@
 """The zoo through export: small inputs, seeded weights, two runtimes; and what the nets promise."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import openvino
@@ -16,10 +19,11 @@ from edgecv.measure.compare import FP32_MAX_REL
 from edgecv.models import count
 from edgecv.models.efficientnet import VARIANTS, compound_scaling
 from edgecv.models.fully_convolutional import to_fully_convolutional
-from edgecv.models.layers import AdaptivePool
+from edgecv.models.layers import AdaptivePool, check_input
 from edgecv.models.seeded import fill_by_name
 from edgecv.workflows.models import layers_of
 
+ROOT = Path(__file__).parents[2]
 BLOCKS = {"Conv", "Gemm", "Flatten", "GlobalAveragePool"}
 MOBILE = {"Relu", "Clip", "Add", "Resize"}
 YOLOX = {"Slice", "Concat", "Sigmoid", "Mul", "Add", "MaxPool", "Resize", "Reshape", "Transpose"}
@@ -94,6 +98,42 @@ def test_sizes_that_a_net_cannot_have(name, size, message):
         export_module(model, (channels, size, size))
 
 
+def test_sizes_are_checked_wherever_a_net_is_run(tmp_path):
+    """LeNet-5 would have counted 28 x 28 silently; others fail deep in torch."""
+    path = tmp_path / "mine.toml"
+    for source, entry, message in (
+        ("lenet5", 'size = 28\ncolor = "gray"', "exactly 32 x 32 pixels, got 28 x 28"),
+        ("lenet5", "size = 32", r"takes pictures of 1 channels, and the input has 3: see .*color"),
+        ("unet", "size = 40", "multiples of 16, got 40 x 40"),
+    ):
+        path.write_text(f'[model]\nsource = "{source}"\n[input]\n{entry}\n')
+        with pytest.raises(RecipeError, match=message):
+            layers_of(str(path))
+
+
+def test_a_net_that_cannot_be_counted_says_why(tmp_path, monkeypatch):
+    (tmp_path / "counted.py").write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        raise KeyError('no such thing')\n"
+        "def build():\n"
+        "    return Mine(2, 2)\n"
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text('[model]\nsource = "counted:build"\n[input]\nsize = 8\n')
+    with pytest.raises(RecipeError, match=r"Mine cannot be counted .* \[3, 8, 8\].* KeyError"):
+        layers_of(str(path))
+
+
+def test_a_layer_with_several_outputs_counts():
+    def build():
+        return nn.Sequential(nn.Flatten(2), nn.LSTM(4, 8, batch_first=True))
+
+    found = count.layers(build, (3, 2, 2))
+    assert [(layer.kind, layer.shape) for layer in found] == [("LSTM", (3, 8))]
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_say_what_their_nets_cost(name):
     recipe, found = load_recipe(name), layers_of(name)
@@ -102,6 +142,22 @@ def test_recipes_say_what_their_nets_cost(name):
 
 def test_every_net_has_a_recipe():
     assert {load_recipe(name).source for name in list_recipes()} == set(models.FACTORIES)
+
+
+def test_the_committed_table_has_every_net_and_no_failure():
+    """`benchmarks/zoo.json` is what `benchmarks/zoo.py` says: no row missing, none skipped."""
+    rows = json.loads((ROOT / "benchmarks" / "zoo.json").read_text())["rows"]
+    assert set(rows) == set(list_recipes())
+    table = (ROOT / "benchmarks" / "zoo.md").read_text()
+    for name, row in rows.items():
+        recipe = load_recipe(name)
+        assert (row["parameters"], row["macs"]) == (recipe.parameters, recipe.macs)
+        assert "error" not in json.dumps(row)
+        assert list(row["tensorrt_rtx"]) == ["sm80", "sm86", "sm89", "sm120"]
+        for age in ("oldest", "newest"):
+            assert all(row[age][r]["max_rel"] <= FP32_MAX_REL for r in ("onnxruntime", "openvino"))
+        assert row["newest"]["onnxruntime"]["latency_ms"]["p50"] > 0
+        assert f"| {name} |" in table
 
 
 def test_parameters_are_those_that_were_published():
@@ -170,9 +226,45 @@ def test_fully_convolutional_on_its_own_size_is_the_classifier(name, size):
     torch.testing.assert_close(dense.flatten(1), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_windows_over_a_larger_picture_are_a_recipes_task(tmp_path):
+    """As export/README.md says: a program with its weights, of task `segment`."""
+    dense = to_fully_convolutional(fill_by_name(models.create("lenet5")), 32).eval()
+    batch = {0: torch.export.Dim("N")}
+    example = (torch.zeros(2, 1, 64, 64),)
+    torch.export.save(
+        torch.export.export(dense, example, dynamic_shapes=(batch,)), tmp_path / "windows.pt2"
+    )
+    (tmp_path / "windows.toml").write_text(
+        'task = "segment"\n[model]\nsource = "windows.pt2"\n[input]\nsize = 64\n'
+        'color = "gray"\nfit = "stretch"\n[labels]\nnames = ["0", "1", "2", "3", "4", "5", "6", '
+        '"7", "8", "9"]\n'
+    )
+    result = edgecv.export(str(tmp_path / "windows.toml"), output=tmp_path / "windows.onnx")
+    assert result.spec.outputs[0].shape == (1, 10, 9, 9)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    with edgecv.load(result.path) as model, torch.inference_mode():
+        mask = model(picture).mask
+        classes = dense(torch.from_numpy(picture / np.float32(255))[None, None]).argmax(1)[0]
+    assert mask.shape == (64, 64)
+    assert set(np.unique(mask)) <= set(classes.unique().tolist())
+
+
 def test_fully_convolutional_refuses_a_size_the_dense_layers_do_not_fit():
     with pytest.raises(RecipeError, match="were made for 6 x 6"):
         to_fully_convolutional(models.create("alexnet", 2), 100)
+
+
+def test_fully_convolutional_refuses_what_has_no_dense_layers():
+    net = models.create("lenet5")
+    dense = to_fully_convolutional(net, 32)
+    for other, message in (
+        (net, "LeNet5 has given its dense layers away already"),
+        (models.create("siamese", trunk="lenet5").trunk, "given its dense layers away"),
+        (dense, "FullyConvolutional is not a classifier"),
+        (models.create("unet", base=4), "UNet is not a classifier"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            to_fully_convolutional(other, 32)
 
 
 @pytest.mark.parametrize("measure", ["l1", "chi-square"])
@@ -206,6 +298,26 @@ def test_auxiliary_heads_are_for_training_only():
         (2, 4)
     ] * 3
     assert net.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
+def test_auxiliary_heads_are_no_part_of_a_trunk():
+    """Nothing would train them, and Inception's cannot see pictures this small."""
+    with torch.device("meta"):
+        net = models.create("embedder", trunk="inception_v3").train()
+        assert net(torch.zeros(2, 3, 96, 96)).shape == (2, 128)
+    assert not [name for name in net.state_dict() if "AuxLogits" in name]
+    with torch.device("meta"):
+        net, own = (
+            models.create("inception_v3", 4),
+            models.create("inception_v3", 4, auxiliary=False),
+        )
+    with pytest.raises(RecipeError, match=r"at least 299 .* got 96 x 96; .*auxiliary = false"):
+        check_input(net, (3, 96, 96), training=True)
+    with torch.device("meta"):
+        assert own.train()(torch.zeros(2, 3, 96, 96)).shape == (2, 4)
+        assert len(net.train().training_logits(torch.zeros(2, 3, 299, 299))) == 2
+    for fits in ((net, (3, 299, 299)), (own, (3, 96, 96))):
+        check_input(*fits, training=True)
 
 
 def test_mobilefacenet_through_its_recipe(assets, tmp_path):

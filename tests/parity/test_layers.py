@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 import edgecv
 from edgecv.errors import CheckFailed, InputError, SpecError
+from edgecv.export.to_onnx import to_bytes
+from edgecv.graph.pixels import pixels_in
 from edgecv.measure import selftest, targets
 from edgecv.measure.agreement import agreements, changed
 from edgecv.measure.compare import int8_min_sqnr
@@ -21,7 +24,7 @@ from edgecv.measure.macs import macs, matmul_model
 from edgecv.measure.ready import READY_MODEL
 from edgecv.onnxgraph import read_graph
 from edgecv.results import Classification, Detections, Embedding, Landmarks, Segmentation
-from edgecv.spec import read_spec, write_spec
+from edgecv.spec import TensorSpec, read_spec, write_spec
 from edgecv.wire import message
 
 
@@ -116,6 +119,29 @@ def test_a_clip_bound_of_6_1_is_named(spec, tmp_path):
     assert outcome.divergence.op == "Clip"
 
 
+def with_pixels_in(spec, folder):
+    """The ready model as a file that takes uint8 pixels, BGR."""
+    graph, path = ir.load(READY_MODEL), folder / "pixels.onnx"
+    taken = pixels_in(graph, spec.preparation, order="bgr")
+    p = taken.preparation
+    shape = (1, *p.tensor_shape(p.height, p.width))
+    tensor = TensorSpec(spec.inputs[0].name, shape, "uint8")
+    taking = dataclasses.replace(spec, inputs=(tensor,), preparation=p, self_test={})
+    write_spec(to_bytes(graph), taking, path)
+    return path, taking
+
+
+def test_a_file_that_takes_pixels_is_compared_by_them(spec, tmp_path):
+    path, taking = with_pixels_in(spec, tmp_path)
+    outcome = edgecv.verify(path, READY_MODEL, layers=True)
+    assert outcome.passed
+    assert outcome.divergence is None
+    changed = dataclasses.replace(taking.preparation, interpolation="pillow-nearest")
+    write_spec(path, dataclasses.replace(taking, preparation=changed), path)
+    outcome = edgecv.verify(path, READY_MODEL, layers=True)
+    assert outcome.first_divergent_node == "input"
+
+
 def test_layers_need_a_reference_with_tensors(tmp_path):
     with pytest.raises(InputError, match="--layers"):
         edgecv.verify(READY_MODEL, layers=True)
@@ -186,6 +212,10 @@ def test_an_int8_file_on_a_processor_that_its_target_does_not_name(int8, monkeyp
     assert "needs VNNI" in targets.mismatch(spec, "onnxruntime", "x86_64", ("avx2",))
     assert "aarch64" in targets.mismatch(spec, "onnxruntime", "aarch64", ("asimddp",))
     assert "openvino" in targets.mismatch(spec, "openvino", "x86_64", vnni)
+    assert "onnxruntime-cuda" in targets.mismatch(spec, "onnxruntime-cuda", "x86_64", vnni)
+    engine = dataclasses.replace(spec, target="tensorrt")
+    for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"):
+        assert targets.mismatch(engine, name, "x86_64", vnni) is None
     arm = dataclasses.replace(spec, target="onnxruntime-arm")
     assert targets.mismatch(arm, "onnxruntime", "aarch64", ()) is None
     assert targets.mismatch(arm, "onnxruntime", "x86_64", vnni)

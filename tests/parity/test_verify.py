@@ -109,6 +109,9 @@ def test_references_that_do_not_serve(parent, tmp_path, assets):
         edgecv.verify(path, path)
     with pytest.raises(InputError, match="other pictures"):
         edgecv.verify(path, record, data=assets / "coco" / "images")
+    for reference in (None, record):
+        with pytest.raises(InputError, match="--weights are those of a reference that is a recipe"):
+            edgecv.verify(path, reference, weights="mine.pth")
     with pytest.raises(InputError, match="need a reference"):
         edgecv.verify(path, max_drop=1.0)
     broken = tmp_path / "r.npz"

@@ -3,8 +3,10 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from edgecv.errors import InputError, QuantizeError
+from edgecv.graph.pixels import pixels_in
 from edgecv.quantize import calibrate, layers
 from edgecv.quantize.calibrate import METHODS, Histogram
 from edgecv.quantize.correct import correct
@@ -16,6 +18,7 @@ from edgecv.quantize.run import Probe
 from edgecv.quantize.structure import origin, plan
 from edgecv.quantize.targets import POLICIES, onnxruntime_target, policy_for
 from edgecv.spec import Preparation
+from tests.quantize.conftest import build
 
 X86, TRT = policy_for("onnxruntime-x86"), policy_for("tensorrt")
 
@@ -76,6 +79,24 @@ def test_openvino_says_what_it_executes(net, batches):
     data = bytes_of(place(net, policy, ranges_of(net, policy, batches)))
     assert openvino_readback(data).integer["Convolution"] == 3
     assert len(openvino_readback(bytes_of(net)).float_macs) >= 3
+
+
+def test_what_openvino_fuses_is_listed_as_well():
+    """An activation between integer convolutions is a Subgraph, of integers by its own account."""
+    pytest.importorskip("openvino")
+    rng = np.random.default_rng(5)
+    tensors = {f"w{i}": rng.standard_normal((8, 8 if i else 3, 3, 3)) for i in range(2)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "first"),
+        helper.make_node("HardSwish", ["a"], ["h"], "swish"),
+        helper.make_node("Conv", ["h", "w1"], ["y"], "second"),
+    ]
+    net = build(nodes, {name: array.astype(np.float32) for name, array in tensors.items()})
+    policy = policy_for("openvino")
+    ranges = {name: Range(-1, 1) for name in plan(net, policy).values}
+    found = openvino_readback(bytes_of(place(net, policy, ranges)))
+    assert found.integer["Convolution"] == 2
+    assert [node.operator for node in found.floats] == ["HardSwish"]
 
 
 def test_tensorrt_gets_symmetric_activations_and_float_biases(net, batches):
@@ -201,6 +222,58 @@ def test_biases_are_corrected_also_where_ranges_are_searched(net, batches):
     corrected = correct(ready.model, TRT, done.ranges, batches)
     assert bytes_of(done.model) == bytes_of(place(corrected, TRT, done.ranges))
     assert bytes_of(done.model) != bytes_of(place(ready.model, TRT, done.ranges))
+
+
+def test_activations_kept_in_float_have_ranges_where_they_are_searched(net, batches):
+    """Such a Relu leaves the Conv before it a value of its own, which a search once forgot."""
+    spec = Preparation(height=8, width=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    ready = prepare(net.clone(), X86, spec, pixels=False)
+    search = Search(batches, limit=1e9)
+    done = Quantizer(ready, X86, batches, keep_float={"dw/Relu": "test"}, search=search).quantize()
+    assert {"dw", "b"} <= done.ranges.keys()
+    assert sqnr(done.model, ready.model, batches) > 26  # as test_every_target_keeps_the_answers
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (1,), ()])
+def test_a_bias_may_be_broadcast(net, batches, shape):
+    """ONNX's Gemm takes a row or one number as its bias; scales per channel are a list."""
+    bias = np.full(shape, 0.3, np.float32)
+    net.graph.initializers["fc_b"].const_value = ir.tensor(bias, name="fc_b")
+    ranges = ranges_of(net, X86, batches)
+    found = place(correct(net, X86, ranges, batches), X86, ranges)
+    assert sqnr(found, net, batches) > 26  # as test_every_target_keeps_the_answers
+
+
+def test_convolutions_of_one_dimension(batches):
+    rng = np.random.default_rng(3)
+    tensors = {
+        "flat": np.array([1, 3, 256]),
+        "w": rng.standard_normal((4, 3, 3)).astype(np.float32),
+        "b": np.ones(4, np.float32),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["line"], "line"),
+        helper.make_node("Conv", ["line", "w", "b"], ["y"], "conv"),
+    ]
+    net = build(nodes, tensors)
+    ranges = ranges_of(net, X86, batches)
+    found = place(correct(net, X86, ranges, batches), X86, ranges)
+    assert sqnr(found, net, batches) > 26  # as test_every_target_keeps_the_answers
+
+
+@pytest.mark.parametrize("batch", [np.zeros((1, 3, 16, 16), np.uint8), np.zeros((1, 1, 2, 2))])
+def test_what_does_not_run_is_an_error(net, batch):
+    with pytest.raises(QuantizeError, match="does not run on a calibration picture"):
+        Probe(net)(batch)
+
+
+def test_floats_behind_a_cast_are_listed(net):
+    """A file that takes pixels has its first float behind a Cast: nothing of it was seen."""
+    spec = Preparation(height=16, width=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels_in(net, spec)
+    found = onnxruntime_readback(bytes_of(net))
+    assert "Sub" in {node.operator for node in found.floats}
+    assert len(found.float_macs) == 4  # as without
 
 
 def test_targets():

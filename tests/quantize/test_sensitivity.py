@@ -17,7 +17,6 @@ from edgecv.quantize.ranges import Range
 from edgecv.quantize.run import Probe
 from edgecv.quantize.sensitivity import (
     Sensitivity,
-    detection_error,
     measure,
     put_back,
     relative_error,
@@ -137,19 +136,3 @@ def test_concatenated_values_share_their_widest_range() -> None:
     after = unify(model, before)
     assert all((after[n].lo, after[n].hi) == (-3, 2) for n in ("a", "b", "c"))
     assert after["other"] == before["other"]
-
-
-def test_detection_error_weighs_boxes_by_their_score() -> None:
-    error = detection_error(slice(0, 4), lambda rows: rows[:, 4:5] * rows[:, 5:])
-    rows = np.zeros((1, 2, 7), np.float32)
-    rows[0, 0] = [1, 1, 1, 1, 0.9, 0.8, 0.1]
-
-    def moved(anchor: int, column: int) -> float:
-        other = rows.copy()
-        other[0, anchor, column] += 0.5
-        return error({"y": rows}, {"y": other})
-
-    assert error({"y": rows}, {"y": rows}) == 0
-    assert moved(0, 0) == pytest.approx(0.25)  # one coordinate, half a cell
-    assert moved(1, 0) == 0  # nothing is there
-    assert moved(0, 5) > 0

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -18,6 +20,8 @@ from typer.testing import CliRunner
 import edgecv
 from edgecv.cli.app import app
 from edgecv.errors import CheckFailed, InputError, QuantizeError
+from edgecv.graph.pixels import pixels_in
+from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.ready import READY_MODEL
 from edgecv.measure.saturation import saturation_note
 from edgecv.onnxfile import read_metadata
@@ -156,6 +160,8 @@ def test_sums_that_may_saturate_are_in_the_proof(done, plain, pictures, tmp_path
         path = tmp_path / f"{target}.onnx"
         result = quantize(plain, calibration=pictures, target=target, output=path)
         assert bool(result.proof.saturation) == some
+        # read back wherever onnxruntime is, though its speed is another processor's
+        assert result.proof.readback.integer["QLinearConv"] == 3
 
 
 def test_what_calibrates_is_not_scored(done):
@@ -215,6 +221,22 @@ def test_pixels_in_answers_like_the_float_input(plain, pictures, tmp_path, order
         same = [a.best.id == b.best.id for a, b in zip(pixels(some), floats(some), strict=True)]
     assert np.mean(same) >= 0.95
     assert edgecv.verify(paths[1]).passed
+    assert edgecv.verify(paths[1], plain, layers=True).layers
+
+
+def test_a_parent_that_takes_pixels(plain, pictures, tmp_path):
+    """Its arithmetic stays in its graph, before the integers; the input stays as it is."""
+    spec, path = read_spec(plain), tmp_path / "pixels.onnx"
+    model = upgrade(read_onnx(plain))
+    preparation = pixels_in(model, spec.preparation).preparation
+    inputs = (TensorSpec("x", (1, SIZE, SIZE, 3), "uint8"),)
+    data = ir.to_proto(model).SerializeToString()
+    write_spec(data, replace(spec, inputs=inputs, preparation=preparation), path)
+    out = tmp_path / "out.onnx"
+    result = quantize(path, calibration=pictures, target=TARGET, output=out)
+    assert result.spec.inputs == inputs
+    assert result.proof.readback.integer["QLinearConv"] == 3
+    assert edgecv.verify(out).passed
 
 
 def test_the_same_bytes_twice(wide, pictures, tmp_path):
@@ -300,8 +322,9 @@ def test_a_file_that_is_slower_is_an_error(wide, pictures, tmp_path, monkeypatch
     slow = proof.Latency(1.0, 2.0, proof.Interval(0.5, 0.4, 0.6))
     monkeypatch.setattr(proof, "_latency", lambda *_: slow)
     monkeypatch.setattr(proof, "runs_here", lambda _: True)
-    with pytest.raises(CheckFailed, match="not faster than its parent"):
+    with pytest.raises(CheckFailed, match="not faster than its parent") as raised:
         quantize(wide, calibration=pictures, target=TARGET, output=tmp_path / "out.onnx")
+    assert "edgecv quantize --force" in str(raised.value)  # `edgecv export` has no such flag
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -347,7 +370,53 @@ def test_bad_files_and_names(done, wide, pictures, tmp_path):
     layers = [node("GlobalAveragePool", ["x"], "p"), node("Flatten", ["p"], "y")]
     nothing = classifier(tmp_path / "nothing.onnx", {}, layers, classes=3)
     refused(QuantizeError, "nothing to quantize", nothing)
+    everything = ["c0/Conv", "c1/Conv", "c2/Conv", "y/Gemm"]
+    refused(QuantizeError, "nothing is left to quantize", wide, keep_float=everything)
+    for points in (-1.0, float("nan")):
+        refused(InputError, "expected points, 0 or more", wide, max_drop=points)
+    refused(InputError, "--seed -1: expected a whole number", wide, seed=-1)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_parent_is_not_overwritten(plain, pictures, tmp_path):
+    before = plain.read_bytes()
+    with pytest.raises(InputError, match="is the FP32 file that is read"):
+        quantize(plain, calibration=pictures, output=tmp_path / ".." / tmp_path.name / plain.name)
+    assert plain.read_bytes() == before
+    with pytest.raises(InputError, match="is a folder"):  # before the work, not after it
+        quantize(plain, calibration=tmp_path / "none", output=tmp_path)
+
+
+def test_bad_data_is_said_before_the_work(plain, pictures, tmp_path):
+    """The search for ranges takes minutes on a large net."""
+    steps = []
+    with pytest.raises(InputError, match="there is no such folder"):
+        quantize(
+            plain,
+            calibration=pictures,
+            data=tmp_path / "none",
+            target=TARGET,
+            output=tmp_path / "out.onnx",
+            progress=lambda what, *_: steps.append(what),
+        )
+    assert steps == []
+
+
+def test_latency_is_that_of_one_picture(plain, tmp_path, monkeypatch):
+    """A file of batch 2 answers two at a time."""
+    spec, two = read_spec(plain), tmp_path / "two.onnx"
+    proto = onnx.load(plain)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    del proto.graph.value_info[:]
+    del proto.metadata_props[:]
+    tensors = [replace(t, shape=(2, *t.shape[1:])) for t in (*spec.inputs, *spec.outputs)]
+    spec = replace(spec, inputs=(tensors[0],), outputs=(tensors[1],))
+    write_spec(proto.SerializeToString(), spec, two)
+    monkeypatch.setattr(proof, "timed", lambda run, seconds: [6e6])
+    latencies = [proof._latency(path, path, "onnxruntime") for path in (plain, two)]
+    assert [one.parent_ms for one in latencies] == [6.0, 3.0]
+    assert [one.candidate_ms for one in latencies] == [6.0, 3.0]
 
 
 def test_what_is_interrupted_leaves_nothing(wide, pictures, tmp_path):

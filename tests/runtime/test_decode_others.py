@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgecv.errors import InputError, RuntimeFailure, SpecError
+from edgecv.evaluate.segmentation import read_mask
 from edgecv.model import DECODERS
 from edgecv.postprocess import classify, embed, landmarks, segment
-from edgecv.results import Placement
+from edgecv.results import Placement, Segmentation
 from edgecv.spec import TASKS, Decoding, ModelSpec, Preparation, TensorSpec
 
 WHOLE = Placement(8, 8, 1.0, 1.0, 0.0, 0.0, 8, 8)
@@ -179,7 +181,6 @@ def test_palette_is_pascal_vocs_and_stable():
     assert colors[8].tolist() == [64, 0, 0]
     assert len({tuple(c) for c in colors.tolist()}) == 256
     np.testing.assert_array_equal(segment.palette(21), colors[:21])
-    assert segment.paint(np.array([[0, 1]]), 2).tolist() == [expected[:2]]
 
 
 def test_run_lengths_go_down_the_columns():
@@ -188,6 +189,25 @@ def test_run_lengths_go_down_the_columns():
     for runs in ([5], [-1, 7], [3, 4]):
         with pytest.raises(InputError, match="sum up to 2 x 3"):
             segment.from_run_lengths(runs, 2, 3)
+
+
+def test_masks_as_pictures_and_as_coco(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 3, (5, 7)) * 2
+    found = Segmentation(mask, tuple("abcdefg"))
+    segment.mask_picture(found).save(tmp_path / "m.png")
+    own = np.arange(256)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", (7, 5), own), mask)
+    with Image.open(tmp_path / "m.png") as picture:  # and it can be looked at
+        np.testing.assert_array_equal(picture.convert("RGB"), segment.palette(7)[mask])
+    many = Segmentation(np.array([[0, 999]]), tuple(map(str, range(1000))))
+    assert np.asarray(segment.mask_picture(many)).tolist() == [[0, 999]]
+    entries = segment.to_coco(found, 7)
+    assert [(e["image_id"], e["category_id"]) for e in entries] == [(7, 0), (7, 2), (7, 4)]
+    for entry in entries:
+        code = entry["segmentation"]
+        assert code["size"] == [5, 7]
+        inside = segment.from_run_lengths(code["counts"], 5, 7)
+        np.testing.assert_array_equal(inside, mask == entry["category_id"])
 
 
 # --- points and embeddings ------------------------------------------------------------------------
@@ -209,6 +229,9 @@ def test_landmarks(flat, normalized, scored):
     assert (found.scores is None) == (not scored)
     if scored:
         np.testing.assert_array_equal(found.scores, np.array([0.9, 0.5], np.float32))
+        raw.reshape(-1)[2] = np.nan  # JSON has no NaN
+        with pytest.raises(RuntimeFailure, match="scores are NaN or infinite"):
+            run(landmarks, "landmarks", "points", raw, options, ("eye", "nose"), [at])
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (1, 2, 3), (1, 8), (1, 2, 2, 1)])

@@ -286,6 +286,9 @@ def test_yunet():
     check(found, [[44, 28, 68, 44]], [np.sqrt(0.9)], [0])
     expected = [[40, 32], [56, 32], [48, 36], [44, 40], [52, 40]]
     np.testing.assert_allclose(found.landmarks, [expected], atol=1e-4)
+    outputs["bbox_16"][0, cell, 3] = 100  # e^100 is no float32, and no warning either
+    with pytest.raises(RuntimeFailure, match="NaN or infinite coordinates"):
+        run("yunet", outputs, {"strides": STRIDES}, labels=("face",))
 
 
 def test_rfb():

@@ -1,10 +1,13 @@
 """Engines: really built by TensorRT-RTX without a GPU, cached, damaged, refused."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -92,6 +95,62 @@ def test_build_refuses_what_it_cannot_do(tmp_path):
             build(READY_MODEL, backend="tensorrt")
 
 
+def test_an_engine_of_another_gpu_library_or_version_is_refused(tmp_path):
+    from edgecv.runtimes.trt import TrtRtxBackend
+
+    backend = object.__new__(TrtRtxBackend)
+    backend.path, backend._cuda = tmp_path, types.SimpleNamespace(gpu="sm89")
+    backend._check(a_header(), "1.7")
+    for header, version, message in (
+        (a_header(), "1.8", "is for tensorrt-rtx 1.7, here is tensorrt-rtx 1.8; build it again"),
+        (a_header(backend="tensorrt"), "1.7", "is for tensorrt 1.7, here is tensorrt-rtx"),
+        (a_header(gpus=("sm80", "sm86")), "1.7", "is for sm80, sm86, the GPU here is sm89"),
+    ):
+        with pytest.raises(BackendUnavailable, match=message):
+            backend._check(header, version)
+
+
+def test_an_engine_runs_on_the_dla_core_that_was_asked_for(tmp_path):
+    from edgecv.runtimes.trt import TrtBackend
+
+    backend = object.__new__(TrtBackend)
+    backend.path = tmp_path
+    on_dla = a_header(backend="tensorrt", settings={"tf32": False, "dla_core": 1})
+    for asked, header, core in ((None, a_header(), None), (None, on_dla, 1), (0, on_dla, 0)):
+        backend.options = RuntimeOptions(dla_core=asked)
+        assert backend._dla_core(header) == core
+    with pytest.raises(BackendUnavailable, match="built for the GPU alone"):
+        backend._dla_core(a_header())
+
+
+def test_a_recorded_graph_is_given_back_when_another_takes_its_place():
+    from edgecv.runtimes.trt import TrtBackend
+
+    alive, launched = set(), []
+
+    @contextlib.contextmanager
+    def capture(stream, into):
+        yield
+        into.append(f"graph {len(launched)}")
+        alive.add(into[0])
+
+    backend = object.__new__(TrtBackend)
+    backend._graphs, backend._stream, backend._enqueue = {}, 0, lambda: None
+    backend._cuda = types.SimpleNamespace(
+        api=types.SimpleNamespace(cudaGraphExecDestroy=alive.remove),
+        call=lambda function, *arguments: function(*arguments),
+        capture=capture,
+        replay=lambda graph, stream: launched.append(graph),
+    )
+    for shape in ((1, 3), (2, 3), (1, 3)):
+        for _ in range(4):  # enqueued, recorded, and replayed from there on
+            backend._replay((shape,))
+        assert len(alive) == 1
+    assert len(launched) == 9
+    backend._forget_graphs()
+    assert not alive
+
+
 # --- with tensorrt_rtx: engines are really built ----------------------------------------------
 
 
@@ -137,6 +196,16 @@ def test_each_architecture_builds_on_its_own(gpu, trt, tmp_path):
     assert result.header.gpus == (gpu,)
 
 
+def test_a_gpu_named_twice_is_one_and_the_model_is_never_replaced(trt, tmp_path):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(READY_MODEL.read_bytes())
+    options = {"backend": "tensorrt-rtx", "gpus": ["sm86", "sm86"]}
+    with pytest.raises(InputError, match="is the model itself"):
+        build(model, output=model, **options)
+    assert model.read_bytes() == READY_MODEL.read_bytes()
+    assert build(model, output=tmp_path / "m.engine", **options).header.gpus == ("sm86",)
+
+
 def test_architectures_without_kernels_are_named(trt, tmp_path):
     target = tmp_path / "x.engine"
     with pytest.raises(RuntimeFailure, match=r"lacks these kernels for sm75.*fp16.*FP32 GEMM"):
@@ -147,6 +216,36 @@ def test_architectures_without_kernels_are_named(trt, tmp_path):
     with pytest.raises(InputError, match="expected sm and the compute capability"):
         build(READY_MODEL, backend="tensorrt-rtx", gpus=["8.6"], output=target)
     assert not target.exists()
+
+
+def test_a_dla_is_never_replaced_by_the_gpu(trt, tmp_path):
+    from edgecv.runtimes.trt_build import BuildPlan, build_engine
+
+    target = tmp_path / "x.engine"
+    options = {"backend": "tensorrt-rtx", "gpus": ["sm86"], "output": target}
+    with pytest.raises(BackendUnavailable, match="builds for GPUs alone"):
+        build(READY_MODEL, dla_core=0, **options)
+    settings = {"tf32": False, "dla_core": 0}
+    plan = BuildPlan("tensorrt-rtx", trt.__version__, ("sm86",), "0" * 64, {}, settings)
+    with pytest.raises(BackendUnavailable, match="no DLA core 0"):
+        build_engine(plan, READY_MODEL, lambda *step: None)
+    assert not target.exists()
+
+
+def test_an_interrupt_ends_the_build(trt, tmp_path):
+    def ctrl_c(*step):
+        signal.raise_signal(signal.SIGINT)
+
+    def fail(*step):
+        raise ZeroDivisionError
+
+    target = tmp_path / "x.engine"
+    options = {"backend": "tensorrt-rtx", "gpus": ["sm86"], "output": target}
+    for progress, error in ((ctrl_c, KeyboardInterrupt), (fail, ZeroDivisionError)):
+        with pytest.raises(error):
+            build(READY_MODEL, progress=progress, **options)
+    assert not target.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_fp16_builds_for_turing_too(trt, tiny, tmp_path):

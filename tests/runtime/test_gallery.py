@@ -105,6 +105,15 @@ def test_best_and_mean_of_several_pictures(tmp_path):
     assert gallery.people() == {"bo": 1}
 
 
+def test_a_mean_that_somebody_does_not_have_is_refused_and_the_gallery_stays_open(gallery):
+    gallery.enrol("anna", [E[0], -E[0]])
+    with pytest.raises(InputError, match="cancel out"):
+        gallery.configure(pooling="mean")
+    with Gallery.open(gallery.engine.where) as again:
+        assert again.settings.pooling == "best"
+        assert again.identify(E[0])[0].name == "anna"
+
+
 def test_bad_input_is_refused_and_changes_nothing(gallery):
     gallery.enrol("anna", E[0])
     for call, message in [
@@ -122,6 +131,7 @@ def test_bad_input_is_refused_and_changes_nothing(gallery):
         (lambda: gallery.verify("anna", E[:2]), "expected one vector"),
         (lambda: gallery.remove("anna", "bo"), "nobody is enrolled as 'bo'"),
         (lambda: gallery.remove(), "at least one name"),
+        (lambda: gallery.identify(E[0], top=0), "at least 1, got 0"),
         (lambda: gallery.configure(metric="euclidean"), "metric cannot be changed"),
         (lambda: gallery.configure(threshold=2.0), "from -1 to 1"),
         (lambda: gallery.configure(margin=-1.0), "margin"),

@@ -35,10 +35,15 @@ def test_the_sample_app_answers_a_folder(pixels, tmp_path):
 
 
 def test_the_sample_app_says_what_is_wrong_without_a_traceback(tmp_path):
-    done = app(tmp_path / "absent.onnx", tmp_path)
-    assert done.returncode == 1
-    assert "absent.onnx" in done.stderr
-    assert "Traceback" not in done.stderr
+    for model, source, word in (
+        (tmp_path / "absent.onnx", tmp_path, "absent.onnx"),
+        (READY_MODEL, tmp_path / "nowhere", "nowhere"),
+        (READY_MODEL, "camera:front", "front"),
+    ):
+        done = app(model, source)
+        assert done.returncode == 1
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_sample_app_is_short():

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+import time
 from array import array
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import pytest
 
 from edgecv.errors import InputError
 from edgecv.measure import statistics
-from edgecv.measure.record import Verdict
+from edgecv.measure.child import Session
+from edgecv.measure.machine import installed
+from edgecv.measure.record import Verdict, judge_baseline, record_of
 from edgecv.measure.report import number, pareto
+from edgecv.measure.rounds import Pair, Rounds
 from edgecv.measure.scenarios import Plan, RateSearch, plan, serve
 from edgecv.measure.statistics import Interval, ratio, ratio_of_sessions, spread
 from edgecv.measure.telemetry import Counters, Machine, Sample, Watch, settings
@@ -119,6 +124,58 @@ def test_the_search_finds_the_highest_rate_that_keeps_the_bound():
     assert never.percentile == 90 or never.percentile == 50
     never.seen(array("q", [10_000_000]))
     assert never.best is None
+
+
+def test_what_warms_a_slice_up_is_not_the_neighbours_work():
+    """A slow model's two runs before each slice are a third of its time."""
+
+    def run():
+        until = time.process_time_ns() + 5_000_000
+        while time.process_time_ns() < until:
+            pass
+
+    session = Session.__new__(Session)
+    session.stages, session.cpu_ns, session.wall_ns = {"inference": run}, 0, 0
+    reply = session.time({"stage": "inference", "seconds": 0.0, "least": 1})
+    assert len(reply["times"]) == 1
+    assert 5_000_000 <= session.cpu_ns <= reply["cpu_ns"] - 2 * 5_000_000
+    reply = session.serve({"rate": 1000.0, "seconds": 0.002, "seed": 0})
+    assert reply["cpu_ns"] >= 3 * 5_000_000
+
+
+def test_a_servers_energy_is_shared_by_all_queries_and_its_rate_is_in_pictures():
+    pair = Pair("m.onnx", "fake", {}, description={"pictures_per_query": 4})
+    pair.search, pair.resources = RateSearch(100, 50, 1), {"provider": "fake"}
+    pair.watch = Watch(Machine(Path("/nowhere")), energy_j=3.0, has_energy=True, seconds=3.0)
+    for latency_ms in (10, 10, 60):  # holds, holds, does not
+        pair.search.seen(array("q", [latency_ms * 1_000_000] * 10))
+    record = record_of(pair)
+    assert record["count"] == 10
+    assert record["telemetry"]["energy_mj_per_run"] == 100.0
+    assert record["throughput"] == pytest.approx(4 * 100 * 0.98 * 3 / 4)
+
+
+def test_a_baseline_is_matched_by_the_backend_that_was_asked_for():
+    """An engine and the file that it replaces open on two backends, both by `auto`."""
+    shape = {"file": "m", "pictures_per_query": 1}
+    old = {**shape, "path": "old.onnx", "backend": "onnxruntime", "round_p50_ms": [1.0] * 9}
+    new = {**shape, "path": "new.engine", "backend": "tensorrt", "round_p50_ms": [2.0] * 9}
+    (verdict,) = judge_baseline([("auto", old), ("auto", new)], "old.onnx")
+    assert verdict.word == "regression"
+    assert judge_baseline([("openvino", old), ("auto", new)], "old.onnx") == []
+
+
+def test_a_model_that_loads_slowly_may_take_its_time_to_say_what_it_used(monkeypatch):
+    waited = []
+
+    def ask(self, request, timeout):
+        waited.append(timeout)
+        return {"provider": "slow"}
+
+    monkeypatch.setattr(Pair, "ask", ask)
+    pair = Pair("m.onnx", "fake", {}, child=object(), description={"load_ms": 30_000.0})
+    Rounds([pair], 1.0)._ask_usage()
+    assert waited[0] >= 60
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -255,6 +312,25 @@ def test_doctor_names_what_is_wrong_and_what_to_do(monkeypatch, change, message)
     (finding,) = doctor.diagnose().findings
     assert message in finding.message
     assert finding.remedy
+
+
+def test_what_doctor_judges_by_is_read_from_what_is_installed(monkeypatch, tmp_path):
+    """PyPI's CUDA build of torch is 2.13.0 by name; two OpenCVs are two names of one package."""
+    for name, version in (
+        ("torch", "2.13.0"),
+        ("opencv_python", "4.9"),
+        ("opencv_contrib_python", "4.9"),
+    ):
+        info = tmp_path / f"{name}-{version}.dist-info"
+        tree(info, {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"})
+    tree(tmp_path, {"torch/version.py": "__version__ = '2.13.0+cu130'\ncuda = '13.0'\n"})
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    found = installed()
+    assert found == {
+        "torch": "2.13.0+cu130",
+        "opencv-python": "4.9",
+        "opencv-contrib-python": "4.9",
+    }
 
 
 def test_doctor_sees_heat_throttling_and_an_idle_gpu(monkeypatch, tmp_path):

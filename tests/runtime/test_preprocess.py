@@ -164,6 +164,14 @@ def test_any_size_fits(size, fit, position):
     assert ((pixels == 114) | inside).all() or fit == "crop"
 
 
+def test_a_line_of_pixels_is_not_blown_up_to_gigabytes(tmp_path):
+    path = tmp_path / "line.png"
+    Image.new("RGB", (1, 20_000)).save(path)
+    with pytest.raises(InputError, match=r"line\.png: .* 1x20000 pixels, .* too narrow"):
+        prepare(path, Preparation(224, 224))
+    assert prepare(path, Preparation(224, 224, fit="letterbox")).tensor.shape == (3, 224, 224)
+
+
 def test_letterbox_placement_maps_the_corners():
     p = Preparation(100, 100, fit="letterbox", pad_value=7)
     pixels, at = fit_pixels(open_picture(np.full((50, 200, 3), 250, np.uint8)), p)

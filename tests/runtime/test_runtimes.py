@@ -1,6 +1,7 @@
 """One conformance suite over all backends that are usable here, on the model in the wheel."""
 
 import dataclasses
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edgecv.measure.seeded import seeded_pictures
 from edgecv.runtimes import (
     AUTO_ORDER,
     CPU_BACKENDS,
+    GPU_BACKENDS,
     _candidates,
     backend_class,
     open_backend,
@@ -126,6 +128,26 @@ def test_close_during_use_is_safe_and_use_after_close_is_an_error(name):
         runtime.run(feeds())
 
 
+def test_a_device_that_was_asked_for_is_never_replaced_by_the_cpu():
+    if "onnxruntime" in RUNNING:
+        with open_backend("onnxruntime", READY_MODEL, RuntimeOptions(device="cpu")) as runtime:
+            assert runtime.info.device == "CPU"
+    names = [name for name in CPU_BACKENDS if name in RUNNING]
+    for name in names if set(RUNNING) & set(GPU_BACKENDS) else [*names, "auto"]:
+        for device in ("7", "GPU.7"):  # a seventh GPU is nowhere
+            with pytest.raises(BackendUnavailable, match=f"device {device}"):
+                open_backend(name, READY_MODEL, RuntimeOptions(device=device))
+        with pytest.raises(BackendUnavailable, match=r"no DLA.*use backend tensorrt on a Jetson"):
+            open_backend(name, READY_MODEL, RuntimeOptions(dla_core=0))
+    assert RuntimeOptions().gpu_index == RuntimeOptions(device="gpu").gpu_index == 0
+    assert RuntimeOptions(device="1").gpu_index == 1
+    for device in ("CPU", "-1", "cuda"):
+        with pytest.raises(InputError, match=f"device {device}: a CUDA backend takes the index"):
+            _ = RuntimeOptions(device=device).gpu_index
+    with pytest.raises(InputError, match="dla_core"):
+        RuntimeOptions(dla_core=-1)
+
+
 def test_unknown_backends_are_named_with_the_known_ones():
     with pytest.raises(BackendUnavailable, match="known are auto, onnxruntime"):
         open_backend("tensorflow", READY_MODEL)
@@ -151,13 +173,16 @@ def test_auto_says_what_it_chose_and_why():
 def test_auto_takes_the_next_one_where_the_first_refuses_the_file(monkeypatch):
     first, second = [name for name in AUTO_ORDER if name in RUNNING][:2]
 
-    def refuse(self):
-        raise RuntimeFailure("not this file")
+    # a GPU's backend needs a range for each symbolic size, which is an InputError
+    for kind in (RuntimeFailure, InputError):
 
-    monkeypatch.setattr(backend_class(first), "_open", refuse)
-    with edgecv.load(READY_MODEL) as model:
-        assert model.info.backend == second
-        assert f"{first}: not this file" in model.info.reason
+        def refuse(self, kind=kind):
+            raise kind("not this file")
+
+        monkeypatch.setattr(backend_class(first), "_open", refuse)
+        with edgecv.load(READY_MODEL) as model:
+            assert model.info.backend == second
+            assert f"{first}: not this file" in model.info.reason
 
 
 def test_auto_follows_the_target_that_a_file_was_quantized_for(tmp_path):
@@ -230,6 +255,19 @@ def test_run_into_fills_the_callers_own_buffers(name):
 
 
 @pytest.mark.parametrize("name", USABLE)
+def test_feeds_that_cannot_be_written_to_are_read_each_time(name):
+    backing = bytearray(feeds()["input"].tobytes())
+    x = np.frombuffer(backing, np.float32).reshape(SHAPE)
+    x.flags.writeable = False  # as PIL's pictures and memory maps are
+    out = np.empty((2, 10), np.float32)
+    with open_backend(name, READY_MODEL) as runtime:
+        for _ in range(2):
+            runtime.run_into({"input": x}, {"logits": out})
+            np.testing.assert_array_equal(out, runtime.run({"input": x})["logits"])
+            backing[:] = (x * 2).tobytes()
+
+
+@pytest.mark.parametrize("name", USABLE)
 def test_run_many_answers_in_order_also_when_the_caller_stops_early(name):
     xs = [np.full((1, 3, 64, 64), i / 9, np.float32) for i in range(9)]
     with open_backend(name, READY_MODEL, RuntimeOptions(threads=1, streams=1)) as runtime:
@@ -242,6 +280,11 @@ def test_run_many_answers_in_order_also_when_the_caller_stops_early(name):
         begun.close()
         with pytest.raises(FeedError):
             list(runtime.run_many([{"input": xs[0]}, {}]))
+        kept = runtime.run_many({"input": x} for x in xs)
+        next(kept)
+    # close() did not wait for a caller who asks for no more
+    with pytest.raises(RuntimeFailure, match="after close"):
+        next(kept)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
@@ -284,6 +327,102 @@ def test_the_profile_says_who_ran_each_node():
         backend._check(ran)
 
 
+def test_an_engine_that_a_command_has_to_build_first_is_heard_of(monkeypatch, tmp_path):
+    from edgecv.runtimes.fake import FakeBackend
+    from edgecv.workflows.evaluate import evaluate
+    from edgecv.workflows.verify import verify
+
+    def opened(self):
+        self.options.progress("Building engine", 0, 1)
+        raise RuntimeFailure("far enough")
+
+    monkeypatch.setattr(FakeBackend, "_open", opened)
+    heard = []
+    for work in (verify, lambda model, **options: evaluate(model, tmp_path, **options)):
+        with pytest.raises(RuntimeFailure, match="far enough"):
+            work(READY_MODEL, backend="fake", progress=lambda *step: heard.append(step))
+    assert heard == [("Building engine", 0, 1)] * 2
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_a_provider_that_fails_in_a_run_is_not_replaced(capfd):
+    from onnxruntime.capi import _pybind_state
+
+    class Gone:  # the session below the Python one
+        def __init__(self, session):
+            self.session = session
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+        def run(self, *arguments):
+            raise _pybind_state.EPFail("the GPU is gone")
+
+    with open_backend("onnxruntime", READY_MODEL) as runtime:
+        runtime._session._sess = Gone(runtime._session._sess)
+        with pytest.raises(RuntimeFailure, match="the GPU is gone"):
+            runtime.run(feeds())
+    assert not capfd.readouterr().out
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_a_provider_that_does_not_start_says_why(monkeypatch, tmp_path):
+    from edgecv.runtimes import ort_gpu
+
+    real = ort_gpu.open_session
+
+    def failing(path, settings, providers):
+        if providers != [ort_gpu.CPU]:
+            raise RuntimeFailure("CUDA failure 35")
+        return real(path, settings, providers)
+
+    monkeypatch.setattr(ort_gpu, "open_session", failing)
+    with pytest.raises(BackendUnavailable, match=r"could not be started \(CUDA failure 35\)"):
+        ort_gpu.OrtCudaBackend(READY_MODEL)
+    bad = tmp_path / "bad.onnx"  # a graph without an operator set
+    bad.write_bytes(b"\x3a\x02\x12\x00")
+    with pytest.raises(RuntimeFailure, match="refuses this file"):
+        ort_gpu.OrtCudaBackend(bad)
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_a_cuda_graph_runs_in_memory_that_stays():
+    from edgecv.runtimes import ort_gpu
+    from edgecv.runtimes.base import Compute
+
+    class OnTheCpu(ort_gpu.OrtCudaBackend):  # all of it but the GPU
+        provider, memory = ort_gpu.CPU, "cpu"
+
+        def _providers(self, options):
+            return [ort_gpu.CPU]
+
+        def _check(self, ran):
+            return Compute("cpu", {"fp32": len(ran)})
+
+    with pytest.raises(InputError, match=r"cuda_graph needs fixed sizes, and 'input' has N"):
+        OnTheCpu(READY_MODEL, RuntimeOptions(cuda_graph=True))
+    options = RuntimeOptions(cuda_graph=True, shapes={"N": (1, 2, 4)}, threads=1)
+    with OnTheCpu(READY_MODEL, options) as runtime, OnTheCpu(READY_MODEL) as plain:
+        assert runtime.inputs[0].shape == SHAPE
+        assert runtime.batch_range == (2, 2)
+        places = [value.data_ptr() for value in runtime._graph._inputs.values()]
+        answers, out = [], np.empty((2, 10), np.float32)
+        for factor in (1, 2, 3):
+            x = {"input": feeds()["input"] * np.float32(factor)}
+            answers.append((runtime.run(x)["logits"], plain.run(x)["logits"]))
+            runtime.run_into(x, {"logits": out})
+            np.testing.assert_array_equal(out, answers[-1][0])
+        assert places == [value.data_ptr() for value in runtime._graph._inputs.values()]
+        for got, expected in answers:  # each its own, also after the runs that followed
+            assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+        with pytest.raises(FeedError, match=r"takes float32 \[2, 3, 64, 64\]"):
+            runtime.run({"input": np.zeros((1, 3, 64, 64), np.float32)})
+        with pytest.raises(InputError, match="leave cuda_graph out"):
+            runtime.run_on_device(feeds())
+        stays = plain.run_on_device(feeds())["logits"]
+        np.testing.assert_array_equal(stays.numpy(), plain.run(feeds())["logits"])
+
+
 def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
     (tmp_path / "acme_npu.py").write_text(PLUGIN)
     facts = tmp_path / "acme_npu-1.0.dist-info"  # what pip leaves of an installed package
@@ -291,7 +430,9 @@ def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-npu\nVersion: 1.0\n")
     (facts / "entry_points.txt").write_text(
         "[edgecv.backends]\nacme = acme_npu:Acme\nbroken = acme_npu:Nothing\nodd = acme_npu:Odd\n"
+        "asleep = acme_npu:Asleep\nloud = acme_loud:Acme\n"
     )
+    (tmp_path / "acme_loud.py").write_text("raise OSError('no libacme.so')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with edgecv.load(READY_MODEL, backend="acme") as model:
         assert model.info.backend == "acme"
@@ -300,6 +441,10 @@ def test_a_package_of_another_may_bring_a_backend(tmp_path, monkeypatch):
     probes = probe_backends()
     assert probes["acme"].usable
     assert "does not load" in probes["broken"].reason
+    # what another's code raises hides none of the backends
+    assert probes["asleep"].reason == "its probe fails (OSError: no device)"
+    assert "no libacme.so" in probes["loud"].reason
+    assert {name for name, probe in probes.items() if probe.usable} == {*USABLE, "acme"}
     with pytest.raises(BackendUnavailable, match="not a Backend class"):
         open_backend("odd", READY_MODEL)
 
@@ -329,7 +474,48 @@ class Acme(Backend):
 
     def _close(self):
         pass
+
+class Asleep(Acme):
+    @classmethod
+    def probe(cls):
+        raise OSError("no device")
 """
+
+
+@pytest.mark.parametrize(
+    ("package", "backend"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("onnxruntime", "onnxruntime-cuda"),
+        ("openvino", "openvino"),
+        ("tensorrt", "tensorrt"),
+        ("tensorrt_rtx", "tensorrt-rtx"),
+    ],
+)
+def test_what_is_left_of_a_package_is_no_backend(package, backend, tmp_path, monkeypatch):
+    (tmp_path / package).mkdir()  # a folder without files imports, as a namespace
+    (tmp_path / package / "__init__.py").write_text("")
+    for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        probe = probe_backends()[backend]
+    finally:
+        sys.modules.pop(package, None)
+    assert not probe.usable
+    assert f"the package {package} is damaged: {tmp_path}" in probe.reason
+
+
+def test_a_tensorrt_without_strongly_typed_networks_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt.py").write_text("__version__ = '8.6.1'\nclass Builder: pass")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        probe = probe_backends()["tensorrt"]
+    finally:
+        sys.modules.pop("tensorrt", None)
+    assert not probe.usable
+    assert "TensorRT 8.6.1 has no strongly typed networks" in probe.reason
 
 
 @pytest.mark.parametrize(
@@ -377,6 +563,27 @@ def test_one_picture_a_list_and_many():
         assert model([]) == []
         with pytest.raises(InputError, match="do not apply"):
             model(pictures[0], conf=0.5)
+
+
+def test_an_engine_for_a_range_of_batches_is_run_as_often_as_it_takes():
+    pictures = np.random.default_rng(2).standard_normal((7, 3, 64, 64)).astype(np.float32)
+    with edgecv.load(READY_MODEL, backend=RUNNING[0]) as model:
+        expected = model.infer(pictures)["logits"]
+        sizes, run = [], model.runtime._run
+
+        def recorded(feeds):
+            sizes.append(len(feeds["input"]))
+            return run(feeds)
+
+        model.runtime._run = recorded
+        for batch_range, wanted in (((1, 3), [3, 3, 1]), ((2, 3), [3, 3, 2]), ((8, 9), [8])):
+            model.runtime.batch_range = batch_range
+            sizes.clear()
+            got = model.infer(pictures)["logits"]
+            assert sizes == wanted
+            assert got.shape == expected.shape
+            # as for any batch: 1e-5 of the largest
+            assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", RUNNING)

@@ -1,13 +1,15 @@
 """All usable backends on tiny graphs with known answers, on Q/DQ files, on other people's nets, and
 on files that no runtime should be asked to read."""
 
+import os
+
 import numpy as np
 import pytest
 
-from edgecv.errors import BackendUnavailable, FeedError, SpecError
+from edgecv.errors import BackendUnavailable, FeedError, InputError, SpecError
 from edgecv.runtimes import open_backend, probe_backends
 from edgecv.runtimes.base import RuntimeOptions
-from edgecv.runtimes.filecheck import check_file
+from edgecv.runtimes.filecheck import check_file, content_sha256
 
 RUNNING = [n for n, probe in probe_backends().items() if probe.usable and n != "fake"]
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")
@@ -57,6 +59,10 @@ def test_symbolic_sizes_and_several_tensors(name, tiny, tmp_path):
             answer = runtime.run({"b": b, "a": a})
             np.testing.assert_array_equal(answer["sum"], a + b)
             np.testing.assert_array_equal(answer["product"], a * b)
+        assert {t.shape for t in (*runtime.inputs, *runtime.outputs)} == {("N", "M")}
+        # sizes of one name are equal: no runtime may stretch the one to the other
+        with pytest.raises(FeedError, match=r"takes float32 \[N, M\], got float32 \[2, 5\]"):
+            runtime.run({"a": np.ones((1, 5), np.float32), "b": np.ones((2, 5), np.float32)})
 
 
 def quantized(tiny):
@@ -175,6 +181,100 @@ def fitting(tensor, shapes):
         for shape in shapes
         if all(isinstance(want, str) or want == size for want, size in zip(tensor.shape, shape))  # noqa: B905
     ]
+
+
+# --- caches of compiled models ----------------------------------------------------------------
+
+
+def scaling(tiny, path, factor, *, external):
+    """``y = x * factor``: files of one size, one time and the same names, whatever the factor."""
+    weights = np.full(4, factor, np.float32)
+    if external:
+        (path.parent / "w.bin").write_bytes(weights.tobytes())
+        constant = tiny.external("w", [4], location="w.bin", length=16)
+    else:
+        constant = tiny.tensor("w", weights)
+    path.write_bytes(
+        tiny.model(
+            [tiny.node("Mul", ["x", "w"], ["y"])],
+            inputs=[tiny.value("x", "float32", [4])],
+            outputs=[tiny.value("y", "float32", [4])],
+            initializers=[constant],
+        )
+    )
+    os.utime(path, (1e9, 1e9))  # as unpacked from an archive, or copied with its time
+    return path
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_cache_never_gives_one_model_the_weights_of_another(external, tiny, tmp_path):
+    path, cache = tmp_path / "m.onnx", tmp_path / "cache"
+    digests, folders = set(), set()
+    for factor in (2, 3):
+        scaling(tiny, path, factor, external=external)
+        digests.add(content_sha256(path))
+        folders.add(tensorrt_folder(path, cache))
+        if "openvino" in RUNNING:
+            for _ in range(2):  # compiled, then taken from the cache
+                with open_backend("openvino", path, RuntimeOptions(cache_dir=cache)) as runtime:
+                    answer = runtime.run({"x": np.ones(4, np.float32)})["y"]
+                np.testing.assert_array_equal(answer, np.full(4, factor, np.float32))
+    assert len(digests) == 2
+    assert len(folders) == 2
+
+
+def tensorrt_folder(path, cache, **options):
+    """Where onnxruntime's TensorRT provider is told to keep the engines of ``path``."""
+    ort_gpu = pytest.importorskip("edgecv.runtimes.ort_gpu")
+    backend = object.__new__(ort_gpu.OrtTensorRtBackend)
+    backend.path = backend.file = path
+    provider, settings = backend._providers(RuntimeOptions(cache_dir=cache, **options))[0]
+    assert provider == "TensorrtExecutionProvider"
+    assert settings["trt_engine_cache_path"] == settings["trt_timing_cache_path"]
+    return settings["trt_engine_cache_path"]
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNNING, reason="onnxruntime is not installed")
+def test_tf32_is_off_for_good_once_it_was_turned_off(tiny, tmp_path, monkeypatch):
+    from edgecv.runtimes.ort_gpu import TF32_SWITCH, OrtCudaBackend
+
+    monkeypatch.setenv(TF32_SWITCH, "1")
+    path = scaling(tiny, tmp_path / "m.onnx", 2, external=False)
+    with_tf32 = tensorrt_folder(path, tmp_path, precision="tf32")
+    assert os.environ[TF32_SWITCH] == "1"
+    assert tensorrt_folder(path, tmp_path) != with_tf32
+    assert os.environ[TF32_SWITCH] == "0"
+    with pytest.raises(BackendUnavailable, match="TF32 is off in this process"):
+        OrtCudaBackend(path, RuntimeOptions(precision="tf32"))
+
+
+def test_onnxruntime_runs_on_dla_core_0_only(tiny, tmp_path):
+    path = scaling(tiny, tmp_path / "m.onnx", 2, external=False)
+    tensorrt_folder(path, tmp_path, dla_core=0)
+    with pytest.raises(BackendUnavailable, match="DLA core 0 only"):
+        tensorrt_folder(path, tmp_path, dla_core=1)
+
+
+@pytest.mark.skipif("openvino" not in RUNNING, reason="openvino is not installed")
+def test_a_cache_folder_that_cannot_be_is_said(tiny, tmp_path):
+    path = scaling(tiny, tmp_path / "m.onnx", 2, external=False)
+    with pytest.raises(InputError, match=r"m\.onnx.*could not be written"):
+        open_backend("openvino", path, RuntimeOptions(cache_dir=path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+@pytest.mark.parametrize("name", RUNNING)
+def test_external_data_lies_beside_the_file_not_beside_a_link_to_it(name, tiny, tmp_path):
+    store, shop = tmp_path / "store", tmp_path / "shop"
+    store.mkdir()
+    shop.mkdir()
+    (tmp_path / "secret.bin").write_bytes(np.full(4, 7, np.float32).tobytes())
+    scaling(tiny, store / "v1.onnx", 2, external=True)
+    (shop / "current.onnx").symlink_to(store / "v1.onnx")
+    (shop / "w.bin").symlink_to(tmp_path / "secret.bin")  # what was not checked is not read
+    with open_backend(name, shop / "current.onnx") as runtime:
+        answer = runtime.run({"x": np.ones(4, np.float32)})["y"]
+    np.testing.assert_array_equal(answer, np.full(4, 2, np.float32))
 
 
 # --- files that are refused before a runtime sees them ----------------------------------------

@@ -53,6 +53,16 @@ def test_ignored_pixels_do_not_count(tmp_path):
         mean_iou(confusion(mask, np.zeros_like(mask), 4), LABELS)
 
 
+def test_two_pictures_of_one_name_are_an_error_if_they_have_a_mask(tmp_path):
+    make(tmp_path)
+    for name in ("b.png", "b.bmp"):  # without a mask: left out
+        Image.new("RGB", (8, 6)).save(tmp_path / "images" / name)
+    assert [path.name for path in read_masks(tmp_path, 4).pictures] == ["a.png"]
+    Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.bmp")
+    with pytest.raises(InputError, match=r"a\.bmp and a\.png are of one name"):
+        read_masks(tmp_path, 4)
+
+
 def test_a_mask_without_a_picture_is_an_error(tmp_path):
     make(tmp_path)
     (tmp_path / "images" / "a.png").unlink()

@@ -1,6 +1,7 @@
 """Sources of predict: files, folders, cameras; a camera's frames; drawings; JSON."""
 
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import edgecv
 from edgecv.errors import BackendUnavailable, InputError
+from edgecv.measure.ready import READY_MODEL
 from edgecv.results import Classification, Detections, Embedding, Landmarks, Segmentation
 from edgecv.workflows.drawing import color_of, draw, text_color
-from edgecv.workflows.predict import Prediction
+from edgecv.workflows.predict import Prediction, predict
 from edgecv.workflows.saving import LINES, Saver, saved_names
 from edgecv.workflows.sources import Source, find_sources
-from edgecv.workflows.video import live_frames, open_camera
+from edgecv.workflows.video import file_frames, live_frames, open_camera
 
 
 def picture(name):
@@ -43,12 +46,28 @@ def test_a_folder_stands_for_its_pictures_and_videos_and_says_what_it_left_out(t
     assert [path.name for path in others] == ["notes.txt"]
 
 
+def test_drawings_of_another_time_are_no_sources(tmp_path, monkeypatch):
+    for name in ("a.png", "out/a.png", "out/sub/b.png", "output/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def names(folder, saved):
+        return [Path(s.name).as_posix() for s in find_sources([folder], saved)[0]]
+
+    assert names(".", Path("out")) == ["a.png", "output/c.png"]
+    assert names(tmp_path, Path("out")) == [str(tmp_path / n) for n in ("a.png", "output/c.png")]
+    assert len(names("out", Path("out"))) == 2  # named itself: saving there is refused
+    assert len(names(".", None)) == len(names(".", tmp_path.parent)) == 4
+
+
 def test_folders_of_text_and_unknown_cameras_are_errors(tmp_path):
     (tmp_path / "only.txt").touch()
     with pytest.raises(InputError, match=r"no pictures or videos .* only other files .* only.txt"):
         find_sources([tmp_path])
-    with pytest.raises(InputError, match="expected camera:0"):
-        find_sources(["camera:front"])
+    for name in ("front", "", "-1", "9" * 20):
+        with pytest.raises(InputError, match="expected camera:0"):
+            find_sources([f"camera:{name}"])
 
 
 def test_the_pi_camera_without_its_library_says_how_to_get_it():
@@ -91,6 +110,23 @@ def test_stale_frames_are_dropped_and_none_is_given_twice():
             seen += [frame.index]
     assert seen == sorted(set(seen))
     assert camera.closed
+
+
+def test_a_video_whose_decoder_fails_ends_and_does_not_hang(tmp_path, monkeypatch):
+    class Broken(FakeCamera):
+        fps, count = 25.0, 9
+
+        def __init__(self, path):
+            super().__init__(3, 0)
+            Broken.last = self
+
+    monkeypatch.setattr("edgecv.workflows.video.OpenCvCapture", Broken)
+    (tmp_path / "clip.mp4").touch()
+    frames = file_frames(tmp_path / "clip.mp4")
+    assert [next(frames)[0].index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match=r"clip\.mp4: broken after 3 frames \(device is gone\)"):
+        next(frames)
+    assert Broken.last.closed
 
 
 def test_a_camera_is_closed_with_its_iterator():
@@ -156,6 +192,49 @@ def test_what_is_saved_is_there_line_by_line(tmp_path, picture_file):
     assert json.loads(lines[0])["top"][0]["label"] == "cat"
     with Image.open(tmp_path / "out" / "picture.png") as drawn:
         assert drawn.height > 48
+
+
+def test_masks_are_saved_beside_the_drawings(tmp_path, picture_file):
+    second = tmp_path / "b" / "picture-mask.png"
+    second.parent.mkdir()
+    picture_file.with_name("picture.bmp").write_bytes(picture_file.read_bytes())
+    second.write_bytes(picture_file.read_bytes())
+    sources = [picture(str(p)) for p in (picture_file, second, tmp_path / "picture.bmp")]
+    found = Segmentation(np.arange(48 * 64).reshape(48, 64) % 3, ("sky", "road", "car"))
+    with Saver(tmp_path / "out", sources) as saver:
+        told = [saver.save(Prediction(source, found)) for source in sources]
+        assert "mask" not in saver.save(Prediction(sources[0], RESULTS[0]))
+    saved = [Path(one[key]).name for one in told for key in ("saved", "mask")]
+    assert saved[::2] == ["picture.png", "picture-mask.png", "picture-1.png"]
+    assert saved[1::2] == ["picture-mask-1.png", "picture-mask-mask.png", "picture-1-mask.png"]
+    for one in told:
+        with Image.open(one["mask"]) as mask:
+            np.testing.assert_array_equal(np.asarray(mask), found.mask)
+    lines = (tmp_path / "out" / LINES).read_text().splitlines()
+    assert [json.loads(line) for line in lines[:3]] == told
+
+
+def test_a_drawing_never_takes_the_place_of_a_source(tmp_path, picture_file):
+    before = picture_file.read_bytes()
+    (tmp_path / "linked").symlink_to(picture_file.parent)
+    for folder in (picture_file.parent, tmp_path / "linked"):
+        with pytest.raises(InputError, match=r"written over the sources .* another folder"):
+            Saver(folder, [picture(str(picture_file))])
+    clip = Source("video", str(tmp_path / "clip.mp4"))
+    with pytest.raises(InputError, match=r"clip\.mp4"):
+        Saver(tmp_path, [clip])
+    assert not list(tmp_path.rglob(LINES))
+    assert picture_file.read_bytes() == before
+    Saver(tmp_path / "out", [clip, picture(str(picture_file)), Source("camera", "0")]).close()
+
+
+def test_without_opencv_a_video_is_refused_before_anything_is_answered(monkeypatch, picture_file):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # what import finds where it is not installed
+    mixed = [picture(str(picture_file)), Source("video", "clip.mp4")]
+    with edgecv.load(READY_MODEL, backend="fake") as model:
+        with pytest.raises(BackendUnavailable, match=r"edgecv\[video\]"):
+            next(predict(model, mixed))
+        assert next(predict(model, mixed[:1])).result is not None
 
 
 def test_detections_as_coco_and_as_supervisions():

@@ -1,6 +1,7 @@
 """The contract: round trips, old files load for ever, damaged and hostile ones are refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -90,6 +91,17 @@ def test_hostile_json(text):
 def test_sizes_in_a_hostile_contract_are_bounded(change, message):
     with pytest.raises(SpecError, match=message):
         ModelSpec.from_json(json.dumps({**json.loads(SPEC.to_json()), **change}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "1e999", 10**400])
+def test_numbers_that_json_does_not_know_are_refused(value):
+    data = json.loads(SPEC.to_json())
+    for change in ({"parity": {"max_abs": "?"}}, {"preparation": {"divisor": "?"}}):
+        key, part = next(iter(change.items()))
+        text = json.dumps({**data, key: {**data[key], **part}})
+        number = value if isinstance(value, str) else json.dumps(value)
+        with pytest.raises(SpecError, match="not valid JSON"):
+            ModelSpec.from_json(text.replace('"?"', number))
 
 
 def test_a_file_that_older_readers_understand_says_so():
@@ -194,6 +206,9 @@ def test_reading_skips_the_weights(tmp_path):
         ({"preparation": Preparation(8, 8, mean=(0.0,))}, "mean must have 3 values"),
         ({"preparation": Preparation(8, 8, std=(0.0, 1.0, 1.0))}, "positive"),
         ({"inputs": ()}, "one picture input"),
+        ({"outputs": (TensorSpec("logits", ()),)}, "takes .N, classes."),
+        ({"outputs": (TensorSpec("logits", (-1, 2)),)}, "at least 1"),
+        ({"inputs": (TensorSpec("input", (0, 3, 8, 8)),)}, "at least 1"),
     ],
 )
 def test_contracts_that_contradict_themselves(change, message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgecv.errors import SpecError
+from edgecv.errors import InputError, SpecError
 from edgecv.model import Model
 from edgecv.postprocess.boxes import iou as overlap_of
 from edgecv.runtimes.fake import FakeBackend
@@ -195,3 +195,21 @@ def test_heat_maps_that_are_none(tmp_path, options, maps, message):
 
     with pytest.raises(EdgeCVError, match=message):
         landmarks(tmp_path, options, maps)
+
+
+def test_thresholds_that_the_graph_has_applied_are_not_taken_for_others(tmp_path):
+    row = np.array([[[0, 0, 8, 8, 0.9, 0], [0, 0, 8, 8, 0.3, 0]]], np.float32)
+    options = {"normalized": False, "conf": 0.25, "max_det": 9}
+
+    def end2end(**arguments):
+        return answer(tmp_path, "detect", "yolo-end2end", options, row, ("a",), **arguments)
+
+    assert len(end2end(conf=0.1)) == 2  # the graph gives all
+    with pytest.raises(InputError, match=r"iou does not apply: .* suppresses by itself"):
+        end2end(iou=0.5)
+    for arguments, message in (
+        ({"iou": 0.5}, "'detections'"),
+        ({"conf": 0.1}, "at least 0.25, got 0.1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            answer(tmp_path, "detect", "detections", options, row, ("a",), **arguments)

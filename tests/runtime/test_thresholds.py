@@ -37,6 +37,20 @@ def test_every_point_of_the_roc_is_what_counting_gives(metric):
     assert count(scores, same, best.threshold, metric)[2] == pytest.approx(best.accuracy)
 
 
+def test_the_corners_are_the_curve():
+    rng = np.random.default_rng(1)
+    same = rng.random(300) < 0.4
+    curve = roc(rng.random(300) * 0.7 + 0.3 * same, same)
+    kept = curve.corners()
+    assert len(kept["far"]) < 0.7 * len(curve.far)
+    area = (np.diff(kept["far"]) * (np.array(kept["tar"][1:]) + kept["tar"][:-1]) / 2).sum()
+    assert area == pytest.approx(curve.auc, abs=1e-12)
+    points = set(zip(curve.thresholds, curve.far, curve.tar, strict=True))
+    assert set(zip(kept["threshold"], kept["far"], kept["tar"], strict=True)) < points
+    assert (kept["far"][0], kept["tar"][0], kept["far"][-1], kept["tar"][-1]) == (0, 0, 1, 1)
+    assert roc([0.9, 0.1], [True, False]).corners()["tar"] == [0, 1, 1]
+
+
 def test_the_eer_is_where_the_errors_cross():
     # 1 of 4 of one person below, 1 of 4 of two above, between 0.4 and 0.6
     scores = [0.9, 0.8, 0.7, 0.3, 0.75, 0.2, 0.1, 0.0]
@@ -119,6 +133,7 @@ def test_pairs_of_a_csv_file(tmp_path):
     for text, message in [
         ("x,y,z\na.jpg,b.jpg,maybe\n", "line 2: expected two file names and yes or no"),
         ("x,y,z\n", "no pairs"),
+        ("a.jpg,b.jpg,yes\na.jpg,c.jpg,no\n", "line 1 is a pair; expected a header"),
         ("x,y,z\na.jpg,nobody.jpg,yes\n", "1 of 2 pictures are not there, such as .*nobody.jpg"),
         ("hello", "expected a CSV file"),
         ("", "expected a CSV file"),

@@ -135,6 +135,30 @@ def test_a_broken_picture_stops_or_is_left_out(pictures):
     assert [text for text in data.skipped if "003.png" in text]
 
 
+def test_gray_pictures_have_one_channel(pictures, tmp_path):
+    recipe = tmp_path / "digits.toml"
+    recipe.write_text(
+        '[model]\nsource = "lenet5"\n[input]\nsize = 32\ncolor = "gray"\nfit = "stretch"\n'
+        '[train]\ninitial = "random"\nepochs = 1\nbatch = 20\n'
+        "[train.augment]\nrotation = 5.0\nbrightness = 0.1\n"
+    )
+    done = train_recipe(str(recipe), pictures, [], tmp_path / "run")
+    assert "top1" in done.scores
+    gray = load_pictures(pictures, Preparation(32, 32, color="gray", mean=(0.0,), std=(1.0,)))
+    assert gray.pixels.shape == (40, 32, 32, 1)
+    with pytest.raises(RecipeError, match=r"augment\.hue: .* gray .* no colours"):
+        train_recipe(str(recipe), pictures, ["augment.hue=0.1"], tmp_path / "other")
+
+
+def test_a_size_that_the_net_cannot_have_is_said_before_training(pictures, tmp_path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        '[model]\nsource = "alexnet"\n[input]\nsize = 32\n[train]\ninitial = "random"\n'
+    )
+    with pytest.raises(RecipeError, match="at least 63 pixels on each side, got 32 x 32"):
+        train_recipe(str(recipe), pictures, [], tmp_path / "run")
+
+
 def test_settings_are_typed():
     where = "mine.toml: train"
     assert typed(TrainConfig, {"lr": 1}, where).lr == 1.0
@@ -446,15 +470,6 @@ def test_a_net_that_gives_no_logits_is_not_taught_by_a_softmax(recipe, pictures,
     )
     with pytest.raises(RecipeError, match=f"output.decode is {kind}"):
         train_recipe(str(recipe), pictures, [], tmp_path / "run")
-
-
-def test_gray_pictures_are_learned(pictures, tmp_path):
-    settings = ["initial=random", "epochs=1", "transfer.epochs=1", "augment.brightness=0.2"]
-    result = train_recipe("lenet5", pictures, settings, tmp_path / "run")
-    assert read_recipe(result.recipe).preparation.channels == 1
-    for key in ("hue", "pca"):
-        with pytest.raises(RecipeError, match=f"augment.{key}: gray pictures have no colours"):
-            train_recipe("lenet5", pictures, [f"augment.{key}=0.1"], tmp_path / "other")
 
 
 def test_the_bundled_weights_name_the_recipes_settings():

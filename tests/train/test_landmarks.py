@@ -149,6 +149,9 @@ def test_what_a_file_of_points_must_not_be(tmp_path):
     path.write_text("picture,x1\n0.png,3\n")
     with pytest.raises(InputError, match="two columns for each point"):
         read_points(path)
+    path.write_text("\n".join(lines[1:]))
+    with pytest.raises(InputError, match="line 1 is a picture; expected a header"):
+        read_points(path)
     path.write_text(lines[0] + "\n")
     with pytest.raises(InputError, match="no pictures"):
         read_points(path)
