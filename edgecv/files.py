@@ -35,7 +35,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Raises :class:`~edgecv.errors.InputError` where ``path`` cannot be written (no folder there, no
     right to write, no space left), or is a folder or a device. What the block itself raises, its
-    own ``OSError`` included (a download that times out), passes unchanged.
+    own ``OSError`` included (a download that times out), passes unchanged; but after a write that
+    failed it is that, whatever a library has made of it (``torch.save`` a ``RuntimeError``).
     """
     path = Path(path)
     try:
@@ -60,7 +61,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and (returned or error is raw.error):
+        if raw.error is not None and isinstance(error, Exception):
+            raise _cannot_write(path, raw.error) from error
+        if isinstance(error, OSError) and returned:
             raise _cannot_write(path, error) from error
         raise
 

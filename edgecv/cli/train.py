@@ -26,6 +26,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe's model; a run that was interrupted is continued."""
+    from edgecv.train.loop import is_first_process
     from edgecv.workflows.train import RateResult, train_recipe
     from edgecv.workflows.trainquantized import QuantizedResult
 
@@ -40,6 +41,8 @@ def command(
         return
     with out.progress() as progress:
         result = train_recipe(recipe, data, settings or [], output, progress, out.say)
+    if not is_first_process():  # of several: the result is told once
+        return
     if isinstance(result, RateResult):
         out.pairs({"proposed lr": f"{result.proposed:.2g}", "picture": result.picture})
     elif isinstance(result, QuantizedResult):

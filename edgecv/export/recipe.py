@@ -26,6 +26,7 @@ else:
 
 
 ADOPTED = "adopt"  # the folder, among the recipes, of those for others' ONNX files
+LIBRARIES = ("timm", "torchvision")  # sources that are packages' own collections
 OUTPUT_NAMES = {"classify": "logits", "embed": "embedding"}  # where a recipe names none
 
 
@@ -83,10 +84,17 @@ class Recipe:
     licence: str = ""  # of the weights that others publish for it
     sized: bool = True
     path: Path | None = None
+    home: str = ""  # where the source's module lies, relative to the recipe's folder
 
     @property
     def folder(self) -> Path:
-        return self.path.parent if self.path else Path.cwd()
+        return (self.path.parent if self.path else Path.cwd()) / self.home
+
+    @property
+    def is_of_a_module(self) -> bool:
+        """Whether the net is made by code of the user's, which is looked for in :attr:`folder`."""
+        kind, _, name = self.source.partition(":")
+        return bool(name) and kind not in LIBRARIES and not self.source.endswith(".pt2")
 
 
 def recipes_folder() -> Path:
@@ -183,6 +191,7 @@ def read_recipe(path: Path) -> Recipe:
         task=task,
         source=source,
         options=model.mapping("options"),
+        home=model.text("folder", ""),
         parameters=model.integer("parameters", None),
         macs=model.integer("macs", None),
         preparation=_preparation(entry, sized, adopted=not source),

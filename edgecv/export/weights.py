@@ -280,17 +280,27 @@ def write_safetensors(
 ) -> None:
     """Store ``state`` with its floating-point tensors in ``dtype``; atomic.
 
-    Counters of BatchNorm's batches are left out: no inference needs them.
+    A tensor with numbers that ``dtype`` cannot hold stays as it is: a variance of inputs from 0 to
+    255 is soon beyond float16's 65504. Counters of BatchNorm's batches are left out: no inference
+    needs them.
     """
     from safetensors.torch import save
 
     tensors = {
-        key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        key: _stored(value, dtype).contiguous()
         for key, value in state.items()
         if not key.endswith("num_batches_tracked")
     }
     with atomic_write(path) as file:
         file.write(_ordered(save(tensors, dict(metadata)), metadata))
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    small = value.to(dtype)
+    held = torch.isfinite(small) | ~torch.isfinite(value)
+    return small if bool(held.all()) else value
 
 
 def _ordered(data: bytes, metadata: Mapping[str, str]) -> bytes:

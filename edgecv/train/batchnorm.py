@@ -89,7 +89,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    for norm in norms:
+    for norm in filter(counts.get, norms):  # an auxiliary head's sees nothing: it stays
         mean = sums[norm][0] / counts[norm]
         var = (sums[norm][1] / counts[norm] - mean.square()).clamp_min(0)
         old_mean, old_var = _buffer(norm.running_mean).double(), _buffer(norm.running_var).double()

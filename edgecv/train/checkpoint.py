@@ -14,6 +14,9 @@ from torch import Tensor
 from edgecv.errors import WeightsError
 from edgecv.files import atomic_write
 
+# what an identity says since these were added: older checkpoints are not refused for want of it
+LATER = ("model", "input", "labels", "pictures")
+
 
 @dataclass
 class Position:
@@ -74,6 +77,7 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
             f"{path}: not a checkpoint of this version of EdgeCV, or a damaged one; choose another "
             f"output folder, or remove it"
         ) from error
+    found = {**{key: identity[key] for key in LATER if key in identity}, **found}
     if found != dict(identity):
         keys = sorted(found.keys() | identity.keys())
         other = [

@@ -16,7 +16,7 @@ from edgecv.train.balance import balanced_weights
 from edgecv.train.data import LabelledPictures, read_labelled, split
 from edgecv.train.draws import Among
 from edgecv.train.job import Job, Prepared
-from edgecv.train.pixels import normalize, shift_and_flip
+from edgecv.train.pixels import check_shift, normalize, shift_and_flip
 from edgecv.train.settings import at_least, one_of
 from edgecv.train.task import Batch, device_of
 
@@ -54,6 +54,7 @@ class ClassificationTask:
         settings: ClassifySettings,
         augment: AugmentSettings = AugmentSettings(),  # noqa: B008 (frozen)
     ) -> None:
+        check_shift(settings.shift, preparation)
         self.pictures, self.held_out = pictures, held_out
         self.augmenter = Augmenter.of(augment, pictures.pixels, len(pictures.classes))
         self.preparation, self.settings = preparation, settings
@@ -145,6 +146,12 @@ def prepare(job: Job) -> Prepared:
     settings = job.flat(ClassifySettings)
     augment = job.table("augment", AugmentSettings)
     job.done()
+    if job.decoding.kind != "logits":
+        raise RecipeError(
+            f"{job.where}: classifiers learn one class a picture, by a softmax of logits, and this "
+            f"recipe's output.decode is {job.decoding.kind}; give a net of logits, output.decode = "
+            f'"logits"'
+        )
     pictures, held_out = labelled(job)
     task = ClassificationTask(pictures, held_out, job.preparation, settings, augment)
     return Prepared(task, pictures.classes, learner)

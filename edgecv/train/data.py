@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -59,14 +60,14 @@ def load_pictures(
     """Read ``source`` (a folder or a zip of ``.../CLASS/picture``), prepared as at inference.
 
     Classes are the names of the folders right above the pictures: those of ``classes`` in its
-    order, or all, sorted; with ``others`` all, too, where they are not those of ``classes``. A
-    class without a picture is an error, and so is a picture that cannot be read, which is named:
-    training on a silently smaller set is worse. With ``skip_broken`` such pictures are left out and
-    named in the result.
+    order, or all, sorted; with ``others`` all, too, where they are not those of ``classes``. Hidden
+    files and folders do not count. A class without a picture or in two places is an error, and so
+    is a picture that cannot be read, which is named: training on a silently smaller set is worse.
+    With ``skip_broken`` such pictures are left out and named in the result.
     """
-    entries = sorted(_entries(source), key=lambda entry: entry[0].as_posix())
+    entries, folders = _entries(source)
     found = {path.parent.name for path, _ in entries}
-    every = _class_names(source, found)
+    every = _class_names(source, {path.parent for path, _ in entries}, folders)
     own = classes is None or (others and set(classes) != set(every))
     named = every if own or classes is None else tuple(classes)
     if surplus := sorted(set(every) - set(named)):
@@ -75,10 +76,18 @@ def load_pictures(
         )
     if empty := [name for name in named if name not in found]:
         raise InputError(
-            f"{source}: no pictures of {', '.join(empty)}; add some, or remove the folder"
+            f"{source}: no pictures of {', '.join(empty)}; add some "
+            f"({', '.join(sorted(PICTURE_SUFFIXES))}), or remove the folder"
         )
     shape = (preparation.height, preparation.width, preparation.channels)
-    pixels = np.empty((len(entries), *shape), np.uint8)
+    try:
+        pixels = np.empty((len(entries), *shape), np.uint8)
+    except MemoryError as error:
+        raise InputError(
+            f"{source}: its {len(entries)} pictures take {len(entries) * math.prod(shape):,} bytes "
+            f"at {preparation.width}x{preparation.height} pixels, more memory than there is; "
+            f"set a smaller input size, or learn from fewer"
+        ) from error
     index = {name: i for i, name in enumerate(named)}
     labels: list[int] = []
     skipped: list[str] = []
@@ -145,9 +154,15 @@ def split(
     )
 
 
-def _class_names(source: Path, found: set[str]) -> tuple[str, ...]:
-    """The classes of ``source``, those that are empty included, sorted."""
-    every = found | _empty(source)
+def _class_names(
+    source: Path, pictured: set[PurePosixPath], folders: set[PurePosixPath]
+) -> tuple[str, ...]:
+    """The classes of ``source``, those that are empty included, sorted.
+
+    ``pictured`` are the folders with pictures, among all the ``folders``.
+    """
+    inner = folders - {folder.parent for folder in folders}
+    every = {folder.name for folder in pictured | inner}
     if not every:
         raise InputError(
             f"{source}: no pictures in it; expected CLASS/picture.jpg, one folder each"
@@ -156,41 +171,70 @@ def _class_names(source: Path, found: set[str]) -> tuple[str, ...]:
         raise InputError(
             f"{source}: expected a folder per class, at least two; found {sorted(every)}"
         )
+    places: dict[str, PurePosixPath] = {}
+    for folder in sorted(pictured):
+        other = places.setdefault(folder.name, folder)
+        if other != folder:
+            parts = (
+                f"--set data={other.parent} --set held_out={folder.parent}"
+                if source.is_dir()
+                else "a zip file each"
+            )
+            raise InputError(
+                f"{source}: {other} and {folder} are both of the class {folder.name}; name what to "
+                f"learn from and what to hold out ({parts}), or put a class into one folder"
+            )
+        if folder.parent in pictured:
+            raise InputError(
+                f"{source}: pictures lie in {folder.parent} and in {folder} below it; which of "
+                f"both is the class? Put them into one folder"
+            )
     return tuple(sorted(every))
 
 
-def _empty(source: Path) -> set[str]:
-    """Folders with nothing in them: classes whose pictures are missing."""
-    if not source.is_dir():
-        return set()
-    return {f.name for f in source.rglob("*") if f.is_dir() and not any(f.iterdir())}
-
-
-def _entries(source: Path) -> Iterator[tuple[PurePosixPath, Callable[[], Image.Image]]]:
+def _entries(
+    source: Path,
+) -> tuple[list[tuple[PurePosixPath, Callable[[], Image.Image]]], set[PurePosixPath]]:
+    """The pictures by their paths in ``source``, sorted, and the folders in it."""
+    files: list[tuple[PurePosixPath, Callable[[], Image.Image]]] = []
+    folders: set[PurePosixPath] = set()
     if source.is_dir():
         for found in source.rglob("*"):
-            if found.suffix.lower() in PICTURE_SUFFIXES:
-                yield (
-                    PurePosixPath(found.relative_to(source).as_posix()),
-                    partial(open_picture, found),
-                )
-        return
-    if not source.is_file():
+            path = PurePosixPath(found.relative_to(source).as_posix())
+            if found.is_dir():
+                folders.add(path)
+            elif path.suffix.lower() in PICTURE_SUFFIXES:
+                files.append((path, partial(open_picture, found)))
+    elif source.is_file():
+        try:
+            archive = zipfile.ZipFile(source)
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{source}: neither a folder nor a whole zip file") from error
+        for name in archive.namelist():
+            path = PurePosixPath(name)
+            folders.update(path.parents if not name.endswith("/") else (path, *path.parents))
+            if path.suffix.lower() in PICTURE_SUFFIXES and not name.endswith("/"):
+                files.append((path, partial(_read_zipped, archive, name)))
+        folders.discard(PurePosixPath())
+    else:
         raise InputError(f"{source}: there is no such folder or zip file")
-    try:
-        archive = zipfile.ZipFile(source)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{source}: neither a folder nor a whole zip file") from error
-    for name in archive.namelist():
-        path = PurePosixPath(name)
-        if path.suffix.lower() in PICTURE_SUFFIXES:
-            yield path, partial(_read_zipped, archive, name)
+    files = [entry for entry in files if not _hidden(entry[0])]
+    return sorted(files, key=lambda entry: entry[0].as_posix()), {
+        folder for folder in folders if not _hidden(folder)
+    }
+
+
+def _hidden(path: PurePosixPath) -> bool:
+    """Whether a file browser does not show it: thumbnails, checkpoints, what macOS adds to a zip
+    file."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _read_zipped(archive: zipfile.ZipFile, name: str) -> Image.Image:
     where = f"{archive.filename}: {name}"
     try:
         data = archive.read(name)
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{where}: damaged in the zip file ({error})") from error
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        # RuntimeError: it is encrypted, or packed by a method that Python does not have
+        raise InputError(f"{where}: cannot be read from the zip file ({error})") from error
     return decode(io.BytesIO(data), where)

@@ -18,7 +18,7 @@ from edgecv.train.data import LabelledPictures, read_labelled, split
 from edgecv.train.draws import Among
 from edgecv.train.job import Job, Prepared
 from edgecv.train.metric import MetricSettings, embedder_of, learner, make_loss
-from edgecv.train.pixels import normalize, shift_and_flip
+from edgecv.train.pixels import check_shift, normalize, shift_and_flip
 from edgecv.train.settings import at_least
 from edgecv.train.task import Batch, device_of
 from edgecv.train.verification import draw_pairs, verification
@@ -68,6 +68,7 @@ class EmbeddingTask:
                 "train.augment: mixup and cutmix make pictures of two classes, and an embedding "
                 "is learned from pictures of one: set both to 0"
             )
+        check_shift(settings.shift, preparation)
         self.pictures, self.held_out = pictures, held_out
         self.preparation, self.settings, self.metric_settings = preparation, settings, metric
         self.normalized = normalize

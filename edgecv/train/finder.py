@@ -15,7 +15,7 @@ from torch import nn
 
 from edgecv.errors import InputError
 from edgecv.progress import Progress, silent
-from edgecv.train.batchnorm import train_mode, unfold
+from edgecv.train.batchnorm import learning_norms, train_mode, unfold
 from edgecv.train.schedule import make_optimizer
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
@@ -48,7 +48,13 @@ def range_test(
     generator = torch.Generator().manual_seed(config.seed * 10_000 + 1)
     torch.manual_seed(config.seed)
     order = task.order(generator)
-    batches = [b for b in torch.split(order, config.batch) if len(b) > 1]
+    smallest = 2 if learning_norms(model, config.norms) else 1
+    batches = [b for b in torch.split(order, config.batch) if len(b) >= smallest]
+    if not batches:
+        raise InputError(
+            f"batch = {config.batch}, {len(order)} samples: BatchNorm learns from batches of at "
+            f'least {smallest}; set batch higher, or norms = "frozen"'
+        )
     rates: list[float] = []
     losses: list[float] = []
     average = 0.0

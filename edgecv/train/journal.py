@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgecv.errors import InputError
 from edgecv.files import atomic_write
 
+BOARD = "tensorboard"
 NOT_CURVES = ("epoch", "seconds")
 REDRAWN = 10.0  # seconds between two pictures of the curves: each takes half of one
 
@@ -23,17 +26,19 @@ class Journal:
 
         self.folder, self.drawn, self.stale = folder, -REDRAWN, False
         self.log: Sequence[Mapping[str, Any]] = log
-        # what a killed run wrote after its last checkpoint is dropped
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(log) + 1)
+        with _writing(folder / BOARD):
+            # what a killed run wrote after its last checkpoint is dropped
+            self.board = SummaryWriter(str(folder / BOARD), purge_step=len(log) + 1)
 
     def write(self, log: Sequence[Mapping[str, Any]]) -> None:
         """Bring all three up to ``log``, whose last record is new; the curves now and then."""
         with atomic_write(self.folder / "log.jsonl") as file:
             file.write("".join(json.dumps(record) + "\n" for record in log).encode())
-        for key, value in log[-1].items():
-            if key not in NOT_CURVES:
-                self.board.add_scalar(key, value, log[-1]["epoch"])
-        self.board.flush()
+        with _writing(self.folder / BOARD):
+            for key, value in log[-1].items():
+                if key not in NOT_CURVES:
+                    self.board.add_scalar(key, value, log[-1]["epoch"])
+            self.board.flush()
         self.log, self.stale = log, True
         if time.monotonic() - self.drawn > REDRAWN:
             self._draw()
@@ -42,11 +47,24 @@ class Journal:
         """The last picture; after an error too."""
         if self.stale:
             self._draw()
-        self.board.close()
+        with _writing(self.folder / BOARD):
+            self.board.close()
 
     def _draw(self) -> None:
         draw_curves(self.folder / "curves.png", self.log)
         self.drawn, self.stale = time.monotonic(), False
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """TensorBoard's own writes: a full disk is an error with a remedy there as well."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: could not be written ({error.strerror or error}); free space, or choose "
+            f"another output folder; the run goes on from its last checkpoint"
+        ) from error
 
 
 def draw_curves(path: Path, log: Sequence[Mapping[str, Any]]) -> None:

@@ -67,6 +67,23 @@ def train(
             run.close()
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of the run, or the first of several, which writes.
+
+    It joins them, and must be called before anything else of accelerate's, which takes processes
+    without a GPU for runs of their own unless it is told. ``torchrun`` starts such;
+    ``accelerate launch --cpu`` starts one process, whatever number it is given.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=cpu or not (alone or torch.cuda.is_available()))
+    first: bool = state.is_main_process
+    return first
+
+
 class _Run:
     def __init__(
         self,
@@ -105,6 +122,7 @@ class _Run:
         self.log: list[dict[str, Any]] = []
         if state is not None:
             self._restore(state)
+        self._check_processes()
         self.journal = Journal(folder, self.log) if self.accelerator.is_main_process else None
         self.trained = model
 
@@ -170,9 +188,11 @@ class _Run:
             # a process' own dropout is not in another's checkpoint: several save between epochs
             due = time.monotonic() - saved > 60 * self.config.save_minutes
             if due and self.processes == 1 and step + 1 < steps:
+                self._check(f"epoch {epoch + 1}, step {step + 1}")
                 self._keep_random(generator)
                 self._save()
                 saved = time.monotonic()
+        self._check(f"epoch {epoch + 1}, step {steps}")
         return self.position.total
 
     def _step(self, index: Tensor, generator: torch.Generator, where: str) -> float:
@@ -249,6 +269,30 @@ class _Run:
                 + (': BatchNorm learns from batches; or norms = "frozen")' if each > 1 else ")")
             )
         return each * self.processes
+
+    def _check_processes(self) -> None:
+        """All go on from one place: a host that does not see the checkpoint would begin anew."""
+        from accelerate.utils import gather_object
+
+        if self.processes == 1:
+            return
+        places = gather_object([(self.position.epoch, self.position.step)])
+        if len(set(places)) > 1:
+            raise InputError(
+                f"{self.path}: not every process sees the same checkpoint (epochs and steps done: "
+                f"{sorted(set(places))}); put the output folder where all hosts see it, or copy it "
+                f"to each before the run is continued"
+            )
+
+    def _check(self, where: str) -> None:
+        """Nothing that is not a number is kept: a step may overflow after a finite loss."""
+        state = self.net.state_dict().items()
+        bad = [k for k, v in state if v.is_floating_point() and not torch.isfinite(v).all()]
+        if bad:
+            raise InputError(
+                f"{bad[0]} is NaN or infinite after {where}; the last checkpoint is kept; try a "
+                f"lower lr than {self.config.lr}, or clip_norm"
+            )
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:

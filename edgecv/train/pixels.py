@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from edgecv.errors import RecipeError
 from edgecv.spec import Preparation
 from edgecv.train.draws import Among
 
@@ -17,7 +18,7 @@ def shift_and_flip(
     generator: torch.Generator,
     among: Among | None = None,
 ) -> Tensor:
-    """uint8 ``[n, H, W, 3]``, each picture moved by up to ``shift`` pixels and mirrored by chance.
+    """uint8 ``[n, H, W, C]``, each picture moved by up to ``shift`` pixels and mirrored by chance.
 
     The border is reflected. ``pixels`` are the pictures ``among`` a batch, else all of it.
     """
@@ -31,6 +32,16 @@ def shift_and_flip(
     columns = corners[1][:, None] + torch.arange(width)
     columns = torch.where(flips[:, None], columns.flip(1), columns)
     return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def check_shift(shift: int, preparation: Preparation) -> None:
+    """Refuse a ``shift`` by more than a reflected border can give."""
+    most = min(preparation.height, preparation.width) - 1
+    if shift > most:
+        raise RecipeError(
+            f"train.shift: {shift} pixels, and an input of {preparation.width}x"
+            f"{preparation.height} can be shifted by up to {most}: set it lower"
+        )
 
 
 def normalize(pixels: Tensor, preparation: Preparation) -> Tensor:

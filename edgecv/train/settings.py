@@ -14,6 +14,10 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "sgd")
 NORMS = ("train", "frozen")
 KEEP = ("last", "best")
+NOT_NEGATIVE = (
+    *("lr", "finish_lr", "weight_decay", "warmup_epochs", "finish_epochs"),
+    *("clip_norm", "patience", "save_minutes", "seed"),
+)
 
 T = TypeVar("T")
 
@@ -53,8 +57,10 @@ class TrainConfig:
         one_of("keep", self.keep, KEEP)
         at_least("epochs", self.epochs, 1)
         at_least("batch", self.batch, 1)
-        at_least("lr", self.lr, 0)
-        at_least("patience", self.patience, 0)
+        for key in NOT_NEGATIVE:
+            at_least(key, getattr(self, key), 0)
+        if not 0 < self.layer_decay <= 1:
+            raise RecipeError(f"layer_decay: expected above 0, up to 1, got {self.layer_decay}")
         if not 0 <= self.ema < 1:
             raise RecipeError(f"ema: expected a decay from 0 to below 1, got {self.ema}")
 

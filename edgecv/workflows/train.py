@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from edgecv.train.classify import ClassificationTask
 from edgecv.train.finder import range_test
 from edgecv.train.job import DataSettings, Job, Prepared, distribute
 from edgecv.train.journal import draw_rates
-from edgecv.train.loop import Report, train
+from edgecv.train.loop import Report, is_first_process, train
 from edgecv.train.settings import TrainConfig
 from edgecv.train.task import Task
 from edgecv.train.transfer import (
@@ -60,6 +62,7 @@ TABLES = {
     "quantized": QuantizedSettings,
 }
 FILES = ("data", "held_out", "initial", "trunk")  # left out of the log
+DIGESTED = 64  # samples, evenly spread, by which a run knows its pictures again
 FIND_LR = "find_lr"  # --set find_lr=true: try rates instead of training
 
 
@@ -118,9 +121,7 @@ def train_recipe(
     ``folder`` gets the checkpoint, the log, the weights ``NAME.safetensors`` and the recipe
     ``NAME.toml`` that exports them; a run that lies there unfinished is continued.
     """
-    from accelerate import PartialState
-
-    first = PartialState().is_main_process
+    first = is_first_process()
     if not first:  # the same work in every process, told once
         progress, say = silent, lambda text: None
     recipe = load_recipe(name)
@@ -129,9 +130,12 @@ def train_recipe(
     given = dict(table)
     config, job = make_job(recipe, table, data, progress, say)
     if job.has("quantized"):
+        if find:
+            raise RecipeError(f"{job.where}: {FIND_LR} is not for a training of an INT8 file")
         beginning = read_start(recipe, job.table("quantized", QuantizedSettings), data)
         task = prepare(recipe.task, replace(job, preparation=beginning.preparation)).task
-        report, about = _reporter(job), {"recipe": recipe.name, **given}
+        report = _reporter(job)
+        about = {"recipe": recipe.name, "pictures": _digest(task), **given}
         return train_quantized(beginning, task, config, folder, about, report, write=first)
     transfer = job.table("transfer", TransferSettings) if job.has("transfer") else None
     distill = job.table("distill", DistillSettings) if job.has("distill") else None
@@ -155,7 +159,7 @@ def train_recipe(
         if transfer is not None:  # the flat lr is the head's
             freeze_up_to(model, transfer.freeze, head_of(model, transfer.head_layers))
         return _find_rate(prepared.learner(model), prepared.task, config, folder, progress)
-    identity = {"recipe": recipe.name, "initial": initial, **known, **given}
+    identity = {**_subject(recipe, prepared), "initial": initial, **known, **given}
     run = Run(config, folder, _reporter(job), identity)
     if transfer is None:
         log = run.train(prepared.learner(model), prepared.task)
@@ -208,7 +212,7 @@ def make_job(
         batch=config.batch,
         where=where,
         beside=recipe.folder,
-        fixed_labels=bool(files.data),
+        fixed_labels=bool(recipe.train.get("data")),
         progress=progress,
         say=say,
     )
@@ -227,13 +231,16 @@ def prepare(task: str, job: Job) -> Prepared:
 def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
     """The recipe's [train] table with ``key=value`` overrides.
 
-    A classifier's recipe without one is transfer learning by its defaults.
+    A classifier's recipe without one is transfer learning by its defaults, unless ``settings`` have
+    a file to start from or a teacher.
     """
     if not recipe.source:
         raise RecipeError(f"{recipe.path or recipe.name}: has no [model] to train")
     table: dict[str, Any] = dict(recipe.train)
     if not table and recipe.task == "classify":
-        table = {"initial": "imagenet", "epochs": 20, "batch": 32, "transfer": {}}
+        table = {"initial": "imagenet", "epochs": 20, "batch": 32}
+        if not any(setting.startswith(("quantized.", "distill.")) for setting in settings):
+            table["transfer"] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -241,7 +248,10 @@ def read_table(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
         *parents, last = key.split(".")
         inner = table
         for parent in parents:
-            inner[parent] = dict(inner.get(parent, {}))
+            outer = inner.get(parent, {})
+            if not isinstance(outer, Mapping):
+                raise InputError(f"--set {setting}: {parent} is {outer!r}, and no table")
+            inner[parent] = dict(outer)
             inner = inner[parent]
         inner[last] = _parse(text)
     return table
@@ -256,6 +266,24 @@ def _of_the_data(recipe: Recipe, prepared: Prepared, job: Job) -> Recipe:
     if prepared.decoding is not None:
         recipe = replace(recipe, decoding=prepared.decoding)
     return recipe
+
+
+def _subject(recipe: Recipe, prepared: Prepared) -> dict[str, str]:
+    """What is trained on what: a run goes on only where none of it has changed."""
+    return {
+        "recipe": recipe.name,
+        "model": f"{recipe.source} {json.dumps(dict(recipe.options), sort_keys=True)}",
+        "input": json.dumps(asdict(recipe.preparation)),
+        "labels": ", ".join(recipe.labels),
+        "pictures": _digest(prepared.task),
+    }
+
+
+def _digest(task: Task) -> str:
+    """How many samples there are to learn from, and a digest of some of them."""
+    order = task.order(torch.Generator().manual_seed(0))
+    some = task.plain(order[:: -(-len(order) // DIGESTED)])
+    return f"{len(order)}, {hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]}"
 
 
 def _transfer(
@@ -308,9 +336,19 @@ def _store(
     write_json(result.log, {**about, "config": config, "epochs": list(log), "stored": scores})
     table = {**recipe_table(recipe), "train": config}
     table["weights"] = {"bundled": {"file": result.weights.name, "source": "edgecv train"}}
+    if recipe.is_of_a_module:
+        table["model"]["folder"] = _relative(recipe.folder, result.recipe.parent)
     with atomic_write(result.recipe) as file:
         file.write(tomli_w.dumps(table).encode())
     return replace(result, size_bytes=result.weights.stat().st_size, scores=scores)
+
+
+def _relative(path: Path, start: Path) -> str:
+    """``path`` as seen from the folder ``start``: both may move together."""
+    try:
+        return Path(os.path.relpath(path, start.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path.as_posix()
 
 
 def _find_rate(

@@ -217,6 +217,14 @@ def test_bad_files_each_get_their_own_error(tmp_path, capsys, kind):
     assert "code ran" not in capsys.readouterr().out
 
 
+def test_numbers_beyond_float16_are_kept(tmp_path):
+    state = {"variance": torch.tensor([7e4, 1.0]), "weight": torch.tensor([0.1, 2.0])}
+    write_safetensors(state, tmp_path / "w.safetensors", {}, torch.float16)
+    found = read_state_dict(tmp_path / "w.safetensors")
+    assert torch.equal(found["variance"], state["variance"])
+    assert torch.equal(found["weight"], state["weight"].half().float())
+
+
 def test_cut_off_checkpoints(tmp_path, small_state):
     for name in ("w.pth", "w.safetensors"):
         path = tmp_path / name

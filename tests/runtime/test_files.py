@@ -154,6 +154,23 @@ def test_a_full_disk_is_an_error_with_a_remedy_and_the_old_file_stays(
 
 
 @posix
+def test_a_full_disk_is_that_whatever_the_writing_library_raises(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+
+    def fill() -> None:
+        with atomic_write(path) as file:
+            try:
+                file.write(b"x" * (1 << 20))
+            except OSError as error:  # as torch.save does
+                raise RuntimeError("unexpected pos 960 vs 854") from error
+
+    message = r"checkpoint\.pt: could not be written \(File too large\); free space"
+    with file_size_limit(64 * 1024), pytest.raises(InputError, match=message):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
 def test_a_disk_that_fills_up_at_the_last_flush(tmp_path: Path) -> None:
     """What fits into the buffer is written when the block is over; that error is the disk's too."""
     path = tmp_path / "model.onnx"

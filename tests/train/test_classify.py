@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from edgecv.export.recipe import load_recipe, read_recipe
 from edgecv.export.weights import read_state_dict
 from edgecv.spec import Preparation
 from edgecv.train.batchnorm import is_folded
+from edgecv.train.checkpoint import Position, State, load, save
 from edgecv.train.classify import ClassificationTask, ClassifySettings, learner
 from edgecv.train.data import load_pictures, split
 from edgecv.train.finder import range_test
@@ -73,6 +78,53 @@ def test_what_is_wrong_with_the_pictures_is_named(pictures, tmp_path):
         load_pictures(pictures, PREPARATION)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_folders_that_are_no_class_or_two(pictures, tmp_path, zipped):
+    """A class that is lost, or held-out pictures that are learned from, must not go unseen."""
+
+    def read():
+        if not zipped:
+            return load_pictures(pictures, PREPARATION)
+        archive = tmp_path / "pictures.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in sorted(pictures.rglob("*")):
+                file.write(path, path.relative_to(tmp_path))
+        return load_pictures(archive, PREPARATION)
+
+    one = pictures / "disc" / "000.png"
+    hidden = pictures / "disc" / ".ipynb_checkpoints" / "000-checkpoint.png"
+    for path in (hidden, pictures / "disc" / "._000.png", pictures / "__MACOSX" / "a" / "b.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not a picture")
+    data = read()
+    assert (data.classes, len(data.labels)) == (("disc", "square"), 40)
+    (pictures / "photos").mkdir()
+    (pictures / "photos" / "a.heic").write_bytes(b"no suffix of a picture")
+    with pytest.raises(InputError, match=r"no pictures of photos; add some \(\.bmp, "):
+        read()
+    (pictures / "photos" / "a.heic").unlink()
+    with pytest.raises(InputError, match="no pictures of photos"):
+        read()
+    (pictures / "photos").rmdir()
+    more = pictures / "disc" / "more"
+    more.mkdir()
+    shutil.copy(one, more)
+    with pytest.raises(InputError, match=r"disc and in .*disc/more below it"):
+        read()
+    shutil.rmtree(more)
+    for part in ("train", "val"):
+        for kind in ("disc", "square"):
+            (pictures / part).mkdir(exist_ok=True)
+            shutil.copytree(pictures / kind, pictures / part / kind)
+    for kind in ("disc", "square"):
+        shutil.rmtree(pictures / kind)
+    with pytest.raises(
+        InputError,
+        match=r"train/disc and .*val/disc are both .*hold out \((.*held_out=.*val|a zip)",
+    ):
+        read()
+
+
 def test_a_broken_picture_stops_or_is_left_out(pictures):
     broken = pictures / "disc" / "003.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -117,6 +169,9 @@ def test_settings_are_typed():
         ({"precision": "int8"}, "precision: expected one of fp32, bf16, fp16; got 'int8'"),
         ({"ema": 1.0}, "ema: expected a decay"),
         ({"epochs": 0}, "epochs: expected at least 1"),
+        ({"finish_epochs": -3}, "finish_epochs: expected at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay: expected at least 0"),
+        ({"layer_decay": 0}, "layer_decay: expected above 0"),
     ):
         with pytest.raises(RecipeError, match=message):
             typed(TrainConfig, values, where)
@@ -127,6 +182,12 @@ def test_overrides_reach_into_tables(recipe):
     assert (table["lr"], table["transfer"], table["held_out"]) == (0.5, {"views": 2}, "x.zip")
     with pytest.raises(InputError, match="expected key=value"):
         read_table(read_recipe(recipe), ["lr"])
+    with pytest.raises(InputError, match=r"--set epochs\.x=1: epochs is 3, and no table"):
+        read_table(read_recipe(recipe), ["epochs.x=1"])
+    bare = load_recipe("mobilenetv2")
+    assert read_table(bare, [])["transfer"] == {}
+    for setting in ("quantized.file=x.onnx", "distill.teacher=x.onnx"):
+        assert "transfer" not in read_table(bare, [setting])
 
 
 def test_freezing_by_path():
@@ -202,6 +263,27 @@ def test_a_fresh_net_is_not_a_folded_one():
     assert is_folded(net)
 
 
+def test_the_saved_recipe_finds_the_users_module_again(recipe, pictures, tmp_path):
+    """From another process, in another folder."""
+    result = train_recipe(str(recipe), pictures, ["epochs=1"], tmp_path / "deep" / "run")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    program = (
+        "import sys; from edgecv.export import recipe, weights; "
+        "found = recipe.load_recipe(sys.argv[1]); "
+        "weights.load_model(weights.resolve(found, 'bundled'))"
+    )
+    root = str(Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", program, str(result.recipe)],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": root},
+        check=True,
+    )
+    again = train_recipe(str(result.recipe), pictures, ["epochs=1"], tmp_path / "again")
+    assert read_recipe(again.recipe).folder.resolve() == recipe.parent.resolve()
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, pictures, tmp_path, cached):
     """The recipe has other labels and no [train]: a new head learns the folder's classes."""
@@ -239,8 +321,6 @@ def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, pictures, tmp_pa
 
 
 def _net(folder: Path, classes: int) -> nn.Module:
-    import sys
-
     sys.path.insert(0, str(folder))
     try:
         import tinynet
@@ -253,11 +333,71 @@ def _net(folder: Path, classes: int) -> nn.Module:
         del sys.modules["tinynet"]
 
 
+def test_a_run_of_other_pictures_classes_or_inputs_is_not_continued(recipe, pictures, tmp_path):
+    """A finished run's weights would be given out as those of what lies there now."""
+    text = recipe.read_text().replace('data = "."\n', "")
+    recipe.write_text(text.replace("epochs = 3", "epochs = 1"))
+
+    def start() -> None:
+        train_recipe(str(recipe), pictures, [], tmp_path / "run")
+
+    start()
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    start()  # finished: nothing to do
+    moved = pictures / "disc" / "000.png"
+    moved.rename(pictures / "square" / "000x.png")
+    with pytest.raises(WeightsError, match=r"another run: pictures was '32, .*' and is '32, "):
+        start()
+    (pictures / "square" / "000x.png").rename(moved)
+    recipe.write_text(recipe.read_text().replace("size = 16", "size = 24"))
+    with pytest.raises(WeightsError, match=r"another run: input was"):
+        start()
+    recipe.write_text(recipe.read_text().replace("size = 24", "size = 16"))
+    (pictures / "disc").rename(pictures / "round")
+    recipe.write_text(recipe.read_text().replace('"disc", "square"', '"round", "square"'))
+    with pytest.raises(WeightsError, match=r"labels was 'disc, square' and is 'round, square'"):
+        start()
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_checkpoints_of_before_the_pictures_were_known_go_on(tmp_path):
+    state = State({}, {}, None, None, None, Position())
+    save(tmp_path / "old.pt", state, {"recipe": "tiny", "lr": 0.1})
+    new = {"recipe": "tiny", "lr": 0.1, "labels": "disc, square", "pictures": "32, 0123"}
+    assert load(tmp_path / "old.pt", new) is not None
+    with pytest.raises(WeightsError, match=r"lr was 0\.1 and is 0\.2"):
+        load(tmp_path / "old.pt", {**new, "lr": 0.2})
+
+
+def test_what_to_learn_from_may_be_named_beside_other_classes(recipe, pictures, tmp_path):
+    """The usual layout, train/CLASS and val/CLASS, for a recipe made for other classes."""
+    text = recipe.read_text().replace('data = "."\n', "").replace("epochs = 3", "epochs = 1")
+    recipe.write_text(text.replace('"disc", "square"', '"a", "b", "c"'))
+    for part in ("train", "val"):
+        shutil.copytree(pictures, tmp_path / "photos" / part)
+    shutil.rmtree(tmp_path / "photos" / "val" / "disc")
+    settings = ["data=train", "held_out=val"]
+    with pytest.raises(InputError, match=r"val: .* at least two"):
+        train_recipe(str(recipe), tmp_path / "photos", settings, tmp_path / "run")
+    shutil.copytree(pictures / "disc", tmp_path / "photos" / "val" / "disc")
+    result = train_recipe(str(recipe), tmp_path / "photos", settings, tmp_path / "run")
+    assert read_recipe(result.recipe).labels == ("disc", "square")
+    text = recipe.read_text().replace("[train]", '[train]\ndata = "."')
+    recipe.write_text(text)  # the recipe's own data are of the recipe's own classes
+    with pytest.raises(InputError, match="are not the recipe's labels"):
+        train_recipe(str(recipe), tmp_path / "photos", settings, tmp_path / "other")
+
+
 def test_finding_a_rate(recipe, pictures, tmp_path):
     result = train_recipe(str(recipe), pictures, ["find_lr=true"], tmp_path / "run")
     assert isinstance(result, RateResult)
     assert 1e-6 < result.proposed < 1
     assert result.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_batch_of_one_finds_no_rate(recipe, pictures, tmp_path):
+    with pytest.raises(InputError, match=r"batch = 1, 32 samples: BatchNorm learns from batches"):
+        train_recipe(str(recipe), pictures, ["find_lr=true", "batch=1"], tmp_path / "run")
 
 
 def test_a_rate_is_found_for_what_will_learn(recipe, pictures, tmp_path, monkeypatch):
@@ -312,6 +452,7 @@ def test_keys_that_mean_nothing_are_refused(recipe, pictures, tmp_path):
         ("detect.lr=2", "train.detect: unknown key, or not one of this task's"),
         ("transfer.freze=all", "train.transfer.freze: unknown key; did you mean 'freeze'"),
         ("transfer.freeze=features.3", "train.transfer.cached: features can be computed once"),
+        ("shift=16", r"train\.shift: 16 pixels, .* by up to 15"),
     ):
         with pytest.raises(RecipeError, match=message):
             train_recipe(str(recipe), pictures, [setting], tmp_path / "run")
@@ -320,6 +461,15 @@ def test_keys_that_mean_nothing_are_refused(recipe, pictures, tmp_path):
     mixed = ["augment.mixup=0.4", "transfer.views=2"]
     with pytest.raises(RecipeError, match=r"mixup and cutmix .* keep one class each"):
         train_recipe(str(recipe), pictures, mixed, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["multilabel-logits", "probabilities"])
+def test_a_net_that_gives_no_logits_is_not_taught_by_a_softmax(recipe, pictures, tmp_path, kind):
+    recipe.write_text(
+        recipe.read_text().replace("[labels]", f'[output]\ndecode = "{kind}"\n[labels]')
+    )
+    with pytest.raises(RecipeError, match=f"output.decode is {kind}"):
+        train_recipe(str(recipe), pictures, [], tmp_path / "run")
 
 
 def test_the_bundled_weights_name_the_recipes_settings():

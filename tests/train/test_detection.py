@@ -328,6 +328,27 @@ def test_a_fresh_head_on_a_folded_trunk_takes_statistics_of_its_own():
     assert not is_folded(net)
 
 
+def test_a_folded_head_that_no_answer_passes_through_stays():
+    """An auxiliary head's: nothing is measured there, and nothing is no variance."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.aside = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+            for norm in (self.norm, self.aside):
+                torch.nn.init.normal_(norm.bias)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    net = Net()
+    before = {name: value.clone() for name, value in net.aside.state_dict().items()}
+    assert is_folded(net)
+    reestimate(net, [torch.randn(8, 3, 4, 4)])
+    assert all(torch.equal(value, before[name]) for name, value in net.aside.state_dict().items())
+    assert not torch.equal(net.norm.running_mean, torch.zeros(3))
+
+
 TABLES = {
     "yolo-mobilenetv2": ("detect", DetectSettings),
     "yolo-grid-mobilenetv2": ("detect", DetectSettings),

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from edgecv.errors import InputError, WeightsError
 from edgecv.spec import Preparation
 from edgecv.train.augment import AugmentSettings
+from edgecv.train.checkpoint import Position
 from edgecv.train.classify import ClassificationTask, ClassifySettings
 from edgecv.train.data import load_pictures, split
-from edgecv.train.loop import train
+from edgecv.train.loop import _Run, train
 from edgecv.train.schedule import make_optimizer, parameter_groups, rate
 from edgecv.train.settings import TrainConfig
 from tests.train.conftest import RECIPE
@@ -96,6 +97,17 @@ def test_another_runs_checkpoint_is_refused_and_kept(task, tmp_path):
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_host_that_does_not_see_the_checkpoint_is_named(monkeypatch):
+    run = object.__new__(_Run)
+    run.processes, run.path, run.position = 2, Path("run/checkpoint.pt"), Position(2)
+    others = [(2, 0)]
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own + others)
+    run._check_processes()
+    others[0] = (0, 0)
+    with pytest.raises(InputError, match=r"not every process .*\[\(0, 0\), \(2, 0\)\]"):
+        run._check_processes()
+
+
 @pytest.mark.parametrize("size", [0, 100, -100])
 def test_a_damaged_checkpoint_is_named(task, tmp_path, size):
     train(net(), task, replace(CONFIG, epochs=1), tmp_path)
@@ -126,6 +138,51 @@ def test_an_infinite_loss_stops_and_keeps_the_last_checkpoint(task, tmp_path):
     with pytest.raises(InputError, match=r"the loss is nan at epoch 2, step 2"):
         train(net(), broken, CONFIG, tmp_path)
     assert len(train(net(), task, CONFIG, tmp_path)) == 3
+
+
+def test_weights_that_are_no_numbers_replace_no_checkpoint(task, tmp_path):
+    """A loss can be finite, and the step after it not: the score of NaN is as good as any."""
+
+    class Broken(ClassificationTask):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            nonlocal steps
+            steps += 1
+            loss = super().loss(outputs, targets)
+            if steps == 8:  # the last of the second epoch
+                loss.register_hook(lambda gradient: gradient * float("nan"))
+            return loss
+
+    steps = 0
+    broken = Broken(task.pictures, task.held_out, task.preparation, task.settings)
+    message = r"NaN or infinite after epoch 2, step 4; the last checkpoint is kept"
+    with pytest.raises(InputError, match=message):
+        train(net(), broken, CONFIG, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    assert len(train(net(), task, CONFIG, tmp_path)) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limits to files' sizes")
+def test_a_full_disk_at_a_checkpoint_keeps_the_last_one(task, tmp_path):
+    import resource
+
+    def wide() -> nn.Module:  # more than a buffer holds: the write itself fails
+        torch.manual_seed(0)
+        return nn.Sequential(*net()[:-1], nn.Linear(32, 20_000), nn.Linear(20_000, 2))
+
+    config = replace(CONFIG, epochs=2, save_minutes=60.0)
+    train(wide(), task, replace(config, epochs=1), tmp_path / "run", identity={"run": 1})
+    path = tmp_path / "run" / "checkpoint.pt"
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"checkpoint\.pt: could not be written"):
+            train(wide(), task, config, tmp_path / "run", identity={"run": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert len(train(wide(), task, config, tmp_path / "run", identity={"run": 1})) == 2
 
 
 def test_early_stopping_and_the_best_epoch(task, tmp_path):
@@ -280,12 +337,17 @@ def test_two_processes_have_the_curve_of_one(recipe, pictures, tmp_path):
     (tmp_path / "tinynet.py").write_text(
         (tmp_path / "tinynet.py").read_text().replace("nn.Dropout(0.1), ", "")
     )
-    train_it = ["edgecv", "train", str(recipe), "--data", str(pictures)]
-    launch = _command("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+    train_it = ["edgecv", "train", str(recipe), "--data", str(pictures), "--json"]
+    launch = _command("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
     for name, command in (("one", _command()), ("two", launch)):
-        subprocess.run(
-            [*command, *train_it, "-o", str(tmp_path / name)], env=_environment(), check=True
+        done = subprocess.run(
+            [*command, *train_it, "-o", str(tmp_path / name)],
+            env=_environment(),
+            check=True,
+            stdout=subprocess.PIPE,
         )
+        # two that did not find each other would each train alone, and say so
+        assert json.loads(done.stdout)["size_bytes"] > 0
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("one", "two")

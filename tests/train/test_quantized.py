@@ -134,6 +134,7 @@ def test_files_that_do_not_fit(recipe, pictures, files, tmp_path):
     refused(InputError, "there is no such file", "quantized.file=missing.onnx")
     refused(RecipeError, "distill: expected a share", "quantized.distill=2.0")
     refused(RecipeError, "file: is missing", 'quantized.file=""')
+    refused(RecipeError, "find_lr is not for a training of an INT8 file", "find_lr=true")
     with pytest.raises(InputError, match="another output folder"):
         fine_tune(recipe, pictures, files, tmp_path)
 
