@@ -73,7 +73,9 @@ def ncnn_runs(file: Path, shape: tuple[int, ...]) -> Run:
 
     program = shutil.which("pnnx") or str(Path(sysconfig.get_paths()["scripts"]) / "pnnx")
     sizes = f"inputshape=[{','.join(map(str, shape))}]"
-    subprocess.run([program, file.name, sizes], cwd=file.parent, check=True, capture_output=True)
+    subprocess.run(
+        [program, file.name, sizes, "fp16=0"], cwd=file.parent, check=True, capture_output=True
+    )
     net = ncnn.Net()
     net.opt.num_threads = 1
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
