@@ -21,6 +21,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from edgecv.export.weights import load_model, resolve
 from edgecv.files import write_json
 from edgecv.measure.machine import environment, installed
 from edgecv.measure.statistics import ratio
-from edgecv.measure.timing import timed, warm_up
+from edgecv.measure.timing import by_turns
 from edgecv.preprocess import list_pictures, prepare
 from edgecv.runtimes.info import RuntimeOptions
 from edgecv.spec import read_spec
@@ -207,13 +208,8 @@ def main() -> None:
                 continue
             rows[title] = {"equal_to_torch": float(np.mean(np.array(found) == truth))}
             runs[title] = (run, arrange(scored[:1]))
-        medians: dict[str, list[float]] = {title: [] for title in runs}
-        for run, picture in runs.values():
-            warm_up(lambda run=run, picture=picture: run(picture))
-        for _ in range(a.rounds):
-            for title, (run, picture) in runs.items():
-                times = timed(lambda run=run, picture=picture: run(picture), SECONDS)
-                medians[title].append(float(np.median(times)) / 1e6)
+        calls = [partial(run, picture) for run, picture in runs.values()]
+        medians = dict(zip(runs, by_turns(calls, a.rounds, SECONDS), strict=True))
     for title, values in medians.items():
         found = ratio(medians[BASELINE], values)
         rows[title]["median_ms"] = round(float(np.median(values)), 3)

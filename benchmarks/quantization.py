@@ -20,6 +20,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from edgecv.files import write_json
 from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.machine import environment, installed
 from edgecv.measure.statistics import ratio
-from edgecv.measure.timing import timed, warm_up
+from edgecv.measure.timing import by_turns
 from edgecv.preprocess import prepare as prepare_picture
 from edgecv.quantize.pipeline import Quantizer, prepare
 from edgecv.quantize.readback import onnxruntime_readback
@@ -43,6 +44,7 @@ from edgecv.spec import ModelSpec, read_spec
 from edgecv.workflows.learn import CUT
 
 CALIBRATE = 100
+SECONDS = 0.2  # of one turn
 PEERS = ("nncf", "onnxsim")
 Pictures = NDArray[np.float32]
 
@@ -94,7 +96,7 @@ def stock(**options: Any) -> Maker:
     return make
 
 
-def simplifier(**options: Any) -> Maker:
+def onnxsim_static(**options: Any) -> Maker:
     """onnxsim's ``quantize_static`` with ``options``."""
 
     def make(model: Path, spec: ModelSpec, pictures: Pictures) -> tuple[bytes, np.float32]:
@@ -107,7 +109,7 @@ def simplifier(**options: Any) -> Maker:
     return make
 
 
-def compression_framework(model: Path, spec: ModelSpec, pictures: Pictures) -> tuple[bytes, Any]:
+def nncf_mixed(model: Path, spec: ModelSpec, pictures: Pictures) -> tuple[bytes, np.float32]:
     """NNCF's ``quantize`` with the preset that it has for nets with activations beside ReLU."""
     import nncf
 
@@ -133,10 +135,10 @@ def peers(learn: int) -> dict[str, Maker]:
     }
     here = installed(PEERS)
     if "nncf" in here:
-        found["nncf mixed"] = compression_framework
+        found["nncf mixed"] = nncf_mixed
     if "onnxsim" in here:
-        found["onnxsim"] = simplifier()
-        found["onnxsim full graph"] = simplifier(full_graph=True)
+        found["onnxsim"] = onnxsim_static()
+        found["onnxsim full graph"] = onnxsim_static(full_graph=True)
     if learn:
         for target in ("onnxruntime-x86", "tensorrt"):
             found[f"edgecv {target}, {learn} steps of learning"] = ours(target, learn)
@@ -180,12 +182,8 @@ def latency(
 ) -> dict[str, dict[str, Any]]:
     """Every file in turns on one thread; the ratio says how many times as fast as FP32 it is."""
     runs = {name: runner(data, where, threads=1) for name, data in files.items()}
-    medians: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        warm_up(lambda run=run: run(picture))
-    for _ in range(rounds):
-        for name, run in runs.items():
-            medians[name].append(float(np.median(timed(lambda run=run: run(picture), 0.2))) / 1e6)
+    calls = [partial(run, picture) for run in runs.values()]
+    medians = dict(zip(runs, by_turns(calls, rounds, SECONDS), strict=True))
     return {
         name: {
             "median_ms": round(float(np.median(values)), 4),

@@ -26,7 +26,6 @@ else:
 
 
 ADOPTED = "adopt"  # the folder, among the recipes, of those for others' ONNX files
-LIBRARIES = ("timm", "torchvision")  # sources that are packages' own collections
 OUTPUT_NAMES = {"classify": "logits", "embed": "embedding"}  # where a recipe names none
 
 
@@ -89,12 +88,6 @@ class Recipe:
     @property
     def folder(self) -> Path:
         return (self.path.parent if self.path else Path.cwd()) / self.home
-
-    @property
-    def is_of_a_module(self) -> bool:
-        """Whether the net is made by code of the user's, which is looked for in :attr:`folder`."""
-        kind, _, name = self.source.partition(":")
-        return bool(name) and kind not in LIBRARIES and not self.source.endswith(".pt2")
 
 
 def recipes_folder() -> Path:

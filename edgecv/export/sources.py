@@ -17,10 +17,18 @@ from torch import nn
 from edgecv import models
 from edgecv.errors import RecipeError, WeightsError
 
+LIBRARIES = ("timm", "torchvision")  # sources that are packages' own collections
+
 
 def is_program(source: str) -> bool:
     """Whether ``source`` is a saved ``torch.export`` program, which brings its own weights."""
     return source.endswith(".pt2")
+
+
+def is_users(source: str) -> bool:
+    """Whether ``source`` is a factory in code of the user's."""
+    kind, _, name = source.partition(":")
+    return bool(name) and kind not in LIBRARIES and not is_program(source)
 
 
 def build(

@@ -41,6 +41,23 @@ def timed(run: Callable[[], object], duration: float, least: int = MIN_RUNS) -> 
     return times
 
 
+def by_turns(
+    runs: Sequence[Callable[[], object]], rounds: int, seconds: float
+) -> list[list[float]]:
+    """The median of each of ``runs`` in each round, in milliseconds, after a warm-up.
+
+    In a round each has ``seconds``, one after the other: what the machine does to a round it does
+    to all, and :func:`edgecv.measure.statistics.ratio` compares them round by round.
+    """
+    for run in runs:
+        warm_up(run)
+    medians: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, mine in zip(runs, medians, strict=True):
+            mine.append(float(np.median(timed(run, seconds))) / 1e6)
+    return medians
+
+
 def needed(percentile: float) -> int:
     """How many calls a percentile takes before it is a measurement.
 

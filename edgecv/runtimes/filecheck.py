@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgecv import onnxproto as proto
 from edgecv.errors import SpecError
-from edgecv.files import sha256_of
+from edgecv.files import make_folder, sha256_of
 from edgecv.onnxfile import MAX_FIELDS
 from edgecv.wire import Buffer, Field, fields, mapped, text
 
@@ -77,6 +77,14 @@ def content_sha256(path: Path) -> str:
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def content_folder(base: Path, path: Path, form: str = "") -> Path:
+    """The folder of the cache ``base`` for what is compiled of the model ``path``, made if need be.
+
+    ``form`` tells apart what the same content may be compiled to.
+    """
+    return make_folder(base / f"{content_sha256(path)[:24]}{form}")
 
 
 def _may_have_external(data: Buffer) -> bool:

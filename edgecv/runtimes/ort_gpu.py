@@ -21,10 +21,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgecv.errors import BackendUnavailable, InputError, RuntimeFailure
-from edgecv.files import make_folder
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo, RuntimeOptions
 from edgecv.runtimes.computes import HEAVY, INTEGER_PREFIXES
-from edgecv.runtimes.filecheck import content_sha256
+from edgecv.runtimes.filecheck import content_folder
 from edgecv.runtimes.ort import (
     CPU,
     DTYPES,
@@ -125,8 +124,10 @@ class OrtCudaBackend(OrtBackend):
             )
         inputs = tuple(map(tensor_of, session.get_inputs()))
         outputs = tuple(map(tensor_of, session.get_outputs()))
-        plain = replace(self.options, cuda_graph=False)  # one run shows nothing of a recording
-        ran = profile_nodes(self.file, self.options, self._providers(plain), inputs)
+        plain = providers
+        if self.options.cuda_graph:  # one run shows nothing of a recording
+            plain = self._providers(replace(self.options, cuda_graph=False))
+        ran = profile_nodes(self.file, self.options, plain, inputs)
         compute = self._check(ran)
         if self.options.cuda_graph:
             place = (self.memory, self.options.gpu_index)
@@ -229,9 +230,8 @@ class OrtTensorRtBackend(OrtCudaBackend):
             os.environ[TF32_SWITCH] = "0"
         # a folder per content: the provider's key is made of the names in the graph, so that it
         # gives the engine of one training to the file of the next
-        content = content_sha256(self.file)[:24] + ("-tf32" if tf32 else "")
         base = Path(options.cache_dir) if options.cache_dir else default_cache() / "onnxruntime"
-        folder = make_folder(base / content)
+        folder = content_folder(base, self.file, "-tf32" if tf32 else "")
         settings = {
             "device_id": str(options.gpu_index),
             "trt_engine_cache_enable": "1",

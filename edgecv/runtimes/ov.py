@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgecv.errors import BackendUnavailable, RuntimeFailure
-from edgecv.files import make_folder
 from edgecv.onnxgraph import Symbols, read_ends
 from edgecv.runtimes.base import Array, Backend, Compute, Opened, Probe, RuntimeInfo
-from edgecv.runtimes.filecheck import content_sha256
+from edgecv.runtimes.filecheck import content_folder
 from edgecv.runtimes.library import import_library
 from edgecv.spec import TensorSpec
 
@@ -92,8 +91,7 @@ class OvBackend(Backend):
             settings["INFERENCE_NUM_THREADS"] = str(self.options.resolved_threads)
         if self.options.cache_dir is not None:
             # a folder per content: OpenVINO's key is the path, the size and the time of the file
-            content = content_sha256(self.file)[:24]
-            settings["CACHE_DIR"] = str(make_folder(Path(self.options.cache_dir) / content))
+            settings["CACHE_DIR"] = str(content_folder(Path(self.options.cache_dir), self.file))
         try:
             compiled = core.compile_model(str(self.file), device, settings)
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from edgecv.measure.compare import Comparison, compare, compare_each, worst
 from edgecv.measure.machine import cpu_model, simd_flags
 from edgecv.measure.saturation import Saturation, saturation
 from edgecv.measure.statistics import Interval, ratio
-from edgecv.measure.timing import timed, warm_up
+from edgecv.measure.timing import by_turns
 from edgecv.model import Model, load
 from edgecv.progress import Progress, silent
 from edgecv.quantize.layers import LayerError
@@ -266,7 +266,7 @@ def points_of(share: float) -> float:
 
 
 def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
-    """Both files in turns on one thread: what the machine does to a round it does to both."""
+    """Of one picture: both files in turns on one thread."""
     options = RuntimeOptions(threads=1)
     with (
         load(parent, backend=backend, options=options) as before,
@@ -280,14 +280,8 @@ def _latency(parent: Path, candidate: Path, backend: str) -> Latency:
             p = model.spec.preparation
             feeds = {tensor.name: selftest.inputs(p, selftest.SEED, count, tensor.dtype)}
             runs.append(lambda model=model, feeds=feeds: model.runtime.run(feeds))
-            warm_up(runs[-1])
-        medians: list[list[float]] = [[], []]
-        for _ in range(ROUNDS):
-            for run, mine in zip(runs, medians, strict=True):
-                mine.append(float(np.median(timed(run, ROUND_SECONDS))) / 1e6 / count)
-    return Latency(
-        float(np.median(medians[0])), float(np.median(medians[1])), ratio(medians[0], medians[1])
-    )
+        old, new = np.array(by_turns(runs, ROUNDS, ROUND_SECONDS)) / count
+    return Latency(float(np.median(old)), float(np.median(new)), ratio(old.tolist(), new.tolist()))
 
 
 def _readback(candidate: Path, backend: str | None) -> Readback | None:

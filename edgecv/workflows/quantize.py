@@ -74,18 +74,8 @@ def quantize(
     """
     source = Path(model)
     _check_wishes(source, max_drop, seed, output)
-    parent = read_spec(source)
-    if parent.precision != "fp32":
-        raise InputError(
-            f"{model}: is {parent.precision} already; quantize the FP32 file that it was made from"
-        )
+    parent = _read_parent(source, warn)
     policy = policy_for(target or machine_target())
-    if parent.decoding.kind == "detections":
-        warn(
-            f"{model}: NMS is in the graph, which shows nothing of what scores below its conf: the "
-            f"search sees few errors, or none. Better: quantize the file without it, and then "
-            f"edgecv export FILE-int8.onnx --end2end"
-        )
     # a share of the folder is spared where somebody is to be judged on it
     spare = max_drop is not None or overlap(data, Path(calibration))
     pool = draw(Path(calibration), seed, spare, warn)
@@ -230,6 +220,22 @@ def _check_wishes(
                 f"{output}: is the FP32 file that is read, which the proof, `verify --against` and "
                 f"the next attempt need; give the INT8 file another name"
             )
+
+
+def _read_parent(model: Path, warn: Warn) -> ModelSpec:
+    """The contract of ``model``, which has to be in float still."""
+    parent = read_spec(model)
+    if parent.precision != "fp32":
+        raise InputError(
+            f"{model}: is {parent.precision} already; quantize the FP32 file that it was made from"
+        )
+    if parent.decoding.kind == "detections":
+        warn(
+            f"{model}: NMS is in the graph, which shows nothing of what scores below its conf: the "
+            f"search sees few errors, or none. Better: quantize the file without it, and then "
+            f"edgecv export FILE-int8.onnx --end2end"
+        )
+    return parent
 
 
 def _refuse_float(done: Quantized, policy: Policy, keep: Collection[str]) -> None:

@@ -58,7 +58,7 @@ def _between(mine: Preparation, theirs: Preparation) -> Teacher:
     (m, s), (tm, ts) = (
         (torch.tensor(p.mean) * p.divisor, torch.tensor(p.std) * p.divisor) for p in (mine, theirs)
     )
-    scale, offset = ((v.view(1, -1, 1, 1)) for v in (s / ts, (m - tm) / ts))
+    scale, offset = (v.view(1, -1, 1, 1) for v in (s / ts, (m - tm) / ts))
     return lambda batch: batch * scale + offset
 
 

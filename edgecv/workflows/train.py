@@ -18,7 +18,7 @@ from torch import nn
 from edgecv import __version__
 from edgecv.errors import InputError, RecipeError
 from edgecv.export.recipe import Recipe, load_recipe, recipe_table
-from edgecv.export.sources import build
+from edgecv.export.sources import build, is_users
 from edgecv.export.weights import load_into, read_state_dict, write_safetensors
 from edgecv.files import atomic_write, sha256_of, write_json
 from edgecv.models.layers import check_input
@@ -336,7 +336,7 @@ def _store(
     write_json(result.log, {**about, "config": config, "epochs": list(log), "stored": scores})
     table = {**recipe_table(recipe), "train": config}
     table["weights"] = {"bundled": {"file": result.weights.name, "source": "edgecv train"}}
-    if recipe.is_of_a_module:
+    if is_users(recipe.source):
         table["model"]["folder"] = _relative(recipe.folder, result.recipe.parent)
     with atomic_write(result.recipe) as file:
         file.write(tomli_w.dumps(table).encode())

@@ -20,7 +20,7 @@ from edgecv.measure.rounds import Pair, Rounds
 from edgecv.measure.scenarios import Plan, RateSearch, plan, serve
 from edgecv.measure.statistics import Interval, ratio, ratio_of_sessions, spread
 from edgecv.measure.telemetry import Counters, Machine, Sample, Watch, settings
-from edgecv.measure.timing import needed, percentiles, timed, warm_up
+from edgecv.measure.timing import by_turns, needed, percentiles, timed, warm_up
 from edgecv.runtimes.base import Probe
 from edgecv.workflows import doctor
 
@@ -344,3 +344,14 @@ def test_doctor_sees_heat_throttling_and_an_idle_gpu(monkeypatch, tmp_path):
                  "no backend that uses it"):  # fmt: skip
         assert part in text
     assert diagnosis.to_dict()["healthy"] is False
+
+
+def test_by_turns_one_after_the_other(monkeypatch):
+    from edgecv.measure import timing
+
+    seen: list[int] = []
+    monkeypatch.setattr(timing, "warm_up", lambda run: None)
+    monkeypatch.setattr(timing, "timed", lambda run, seconds: [run(), 3e6, 9e6])
+    runs = [lambda i=i: (seen.append(i), i * 1e6)[1] for i in (1, 2)]
+    assert by_turns(runs, 3, 0.1) == [[3.0] * 3, [3.0] * 3]
+    assert seen == [1, 2] * 3
