@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgecv.files import write_json
-from edgecv.measure.machine import environment
+from record import kept, save
+
 from edgecv.preprocess import list_pictures
 from edgecv.workflows.quantize import quantize
 
@@ -77,10 +77,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="a folder with images and labels")
     parser.add_argument("-o", type=Path, required=True, help="JSON file; what it has is kept")
     arguments = parser.parse_args()
-    record: dict[str, Any] = {"schema": SCHEMA, "environment": environment(), "models": {}}
-    if arguments.o.exists():
-        record["models"] = json.loads(arguments.o.read_text())["models"]
-    quarters = record["models"].setdefault(arguments.model.stem, {"quarters": []})["quarters"]
+    models = kept(arguments.o, "models")
+    quarters = models.setdefault(arguments.model.stem, {"quarters": []})["quarters"]
     for number in range(len(quarters), QUARTERS):
         quarters.append(quarter(arguments.model, arguments.data, number))
         print(json.dumps(quarters[-1]), flush=True)
@@ -88,8 +86,8 @@ def main() -> None:
             key: round(sum(q[key] for q in quarters) / len(quarters), 4)
             for key in ("ap_fp32", "ap", "kept", "agreement")
         }
-        record["models"][arguments.model.stem]["mean"] = mean
-        write_json(arguments.o, record)
+        models[arguments.model.stem]["mean"] = mean
+        save(arguments.o, "detectors/1", models=models)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from record import kept, save
+
 from edgecv.measure import child, selftest
 from edgecv.measure.machine import environment
 from edgecv.measure.ready import READY_MODEL
@@ -35,7 +37,6 @@ from edgecv.model import Model
 from edgecv.runtimes import probe_backends
 from edgecv.workflows.bench import bench
 
-SCHEMA = "edgecv.harness/1"
 PLANTED = 0.05
 PLANTED_FILE, BARE_FILE = "planted.onnx", "bare.onnx"  # the child plays these roles by file name
 STARTUP_SECONDS = 3.0  # of one trial: two children load and warm up
@@ -130,20 +131,12 @@ class Results:
     """The file of results; every trial is written as soon as it is done."""
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
-        here = environment()
-        here["machine_id"] = machine_id(here)
+        here = machine_id(environment())
         self.path = path
-        self.data: dict[str, Any] = {
-            "schema": SCHEMA, "environment": here, "settings": settings, "trials": {},
-        }  # fmt: skip
-        if path is not None and path.exists():
-            old = json.loads(path.read_text())
-            if (
-                old["settings"] == settings
-                and old["environment"]["machine_id"] == here["machine_id"]
-            ):
-                self.data["trials"] = old["trials"]
-                print(f"going on with {sum(map(len, old['trials'].values()))} trials of {path}")
+        self.data: dict[str, Any] = {"machine_id": here, "settings": settings, "trials": {}}
+        if kept(path, "settings") == settings and kept(path, "machine_id") == here:
+            self.data["trials"] = trials = kept(path, "trials")
+            print(f"going on with {sum(map(len, trials.values()))} trials of {path}")
 
     def of(self, name: str) -> list[Any]:
         found: list[Any] = self.data["trials"].setdefault(name, [])
@@ -154,10 +147,7 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        if self.path is not None:
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.data, indent=1) + "\n")
-            part.replace(self.path)
+        save(self.path, "harness/1", **self.data)
 
 
 def summarize(results: Results) -> dict[str, Any]:

@@ -138,18 +138,9 @@ def main() -> None:
 
 def write(path: Path, threads: int, records: list[dict[str, Any]]) -> None:
     """All records so far: a run that is stopped leaves what it has measured."""
-    from edgecv.files import write_json
-    from edgecv.measure.machine import environment
+    from record import save
 
-    data = {
-        "schema": "edgecv.matching/1",
-        "environment": environment(),
-        "threads": threads,
-        "load_average_at_the_end": [round(value, 2) for value in os.getloadavg()],
-        "top": TOP,
-        "records": records,
-    }
-    write_json(path, data)
+    save(path, "matching/1", threads=threads, top=TOP, records=records)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from record import save
 from torch import nn
 
 from edgecv.export.recipe import load_recipe
 from edgecv.export.sources import build
-from edgecv.files import atomic_write, write_json
-from edgecv.measure.machine import environment
+from edgecv.files import atomic_write
 from edgecv.workflows.train import make_job, prepare, read_table, train_recipe
 
 RECIPE = "embedder-cifar8"
@@ -146,14 +146,13 @@ def main() -> None:
             run = trained(name, recipe, data, [*settings, *ROWS[name]], folder)
             rows.append({"row": name, "seed": seed, **run})
             _show(rows)
-            if options.output:
-                about = {
-                    "schema": "edgecv.metric/1",
-                    "environment": environment(),
-                    "train": {**load_recipe(RECIPE).train, "set": options.set},
-                    "per_class": options.per_class,
-                }
-                write_json(options.output, {**about, "rows": rows})
+            save(
+                options.output,
+                "metric/1",
+                train={**load_recipe(RECIPE).train, "set": options.set},
+                per_class=options.per_class,
+                rows=rows,
+            )
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:

@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from record import save
 
 import edgecv
 from edgecv.export.overrides import InputOverrides, recipe_for
 from edgecv.export.weights import load_model, resolve
-from edgecv.files import write_json
-from edgecv.measure.machine import environment, installed
+from edgecv.measure.machine import installed
 from edgecv.measure.statistics import ratio
 from edgecv.measure.timing import by_turns
 from edgecv.preprocess import list_pictures, prepare
@@ -217,18 +217,15 @@ def main() -> None:
         times_fp32 = found.value if found else float("nan")
         print(f"{title:28} {rows[title]['median_ms']:8.3f} ms, {times_fp32:.2f} times, "
               f"{rows[title]['equal_to_torch']:.2%} equal to PyTorch")  # fmt: skip
-    if a.o:
-        write_json(
-            a.o,
-            {
-                "schema": "edgecv.peers/1",
-                "environment": {**environment(), "peers": installed(PEERS)},
-                "model": a.recipe,
-                "calibrated_on": CALIBRATE,
-                "scored_on": len(paths) - CALIBRATE,
-                "results": rows,
-            },
-        )
+    save(
+        a.o,
+        "peers/1",
+        peers=PEERS,
+        model=a.recipe,
+        calibrated_on=CALIBRATE,
+        scored_on=len(paths) - CALIBRATE,
+        results=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ supervision, ultralytics.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import save
 
 from edgecv import resampling
-from edgecv.measure.machine import environment, installed
 from edgecv.postprocess.detect import decode
 from edgecv.postprocess.nms import nms
 from edgecv.preprocess import fit_pixels
@@ -294,13 +293,7 @@ def main() -> None:
     results["letterbox 1920x1080 to 640, opencv-linear without OpenCV, ms"] = timed(
         {"edgecv": without_opencv}, arguments.n // 3
     )
-    if arguments.o:
-        record = {
-            "schema": "edgecv.postprocess/1",
-            "environment": {**environment(), "peers": installed(PEERS)},
-            "results": results,
-        }
-        arguments.o.write_text(json.dumps(record, indent=2) + "\n")
+    save(arguments.o, "postprocess/1", peers=PEERS, results=results)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -13,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from record import save
 
-from edgecv.measure.machine import environment
 from edgecv.measure.ready import READY_MODEL
 
 PEAK = "print([l for l in open('/proc/self/status') if l.startswith('VmHWM')][0].split()[1])"
 BARE = """
 import numpy as np, onnxruntime as ort
 from PIL import Image
+from record import save
 s = ort.InferenceSession({model!r}, providers=["CPUExecutionProvider"])
 p = Image.open({picture!r}).convert("RGB").resize((64, 64))
 x = ((np.asarray(p, np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None].copy()
@@ -69,9 +69,7 @@ def main() -> None:
     results = {name: summary(values) for name, values in samples.items()}
     for name, values in results.items():
         print(f"{name:36} {values['median']:8.1f}  ({values['q1']} to {values['q3']})")
-    if arguments.o:
-        record = {"schema": "edgecv.process/1", "environment": environment(), "results": results}
-        arguments.o.write_text(json.dumps(record, indent=2) + "\n")
+    save(arguments.o, "process/1", results=results)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ the export extra).
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,11 +27,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from record import save
 
 from edgecv.evaluate.imagenet import read_folder
-from edgecv.files import write_json
 from edgecv.graph.upgrade import read_onnx, upgrade
-from edgecv.measure.machine import environment, installed
+from edgecv.measure.machine import installed
 from edgecv.measure.statistics import ratio
 from edgecv.measure.timing import by_turns
 from edgecv.preprocess import prepare as prepare_picture
@@ -253,18 +252,16 @@ def main() -> None:
         print(f"{name:42} {mean['agreement']:.2%} equal, drop {mean['drop_points']:.2f} points, "
               f"{mean['sqnr_db']:.1f} dB, {speedup['value'] if speedup else 0:.2f} times FP32, "
               f"{entry['float_convolutions']} float convolutions")  # fmt: skip
-    if arguments.o:
-        record = {
-            "schema": "edgecv.quantization/1",
-            "environment": {**environment(), "peers": installed(PEERS)},
-            "load_average": list(os.getloadavg()),
-            "model": spec.name,
-            "scored_in": where,
-            "calibrated_on": CALIBRATE,
-            "fp32": times["fp32"],
-            "results": results,
-        }
-        write_json(arguments.o, record)
+    save(
+        arguments.o,
+        "quantization/1",
+        peers=PEERS,
+        model=spec.name,
+        scored_in=where,
+        calibrated_on=CALIBRATE,
+        fp32=times["fp32"],
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from record import save
 
 import edgecv
 from edgecv.export.precision import make_half
-from edgecv.files import write_json
 from edgecv.graph.upgrade import read_onnx, upgrade
 from edgecv.measure.compare import compare_each, relative_rms
-from edgecv.measure.machine import environment
 from edgecv.measure.rounding import SPARE_BITS, fp16_bound, rough_file, roughened, rounding_noise
 from edgecv.preprocess import list_pictures, stack
 from edgecv.runtimes import open_backend
@@ -92,8 +91,7 @@ def main() -> None:
             f"{Path(model).stem}: {min(ratios):.2f} to {max(ratios):.2f} of the prediction, "
             f"noise {min(noises):.1e} to {max(noises):.1e} of the output"
         )
-    if arguments.o:
-        write_json(arguments.o, {"nets": nets, "environment": environment()})
+    save(arguments.o, "rounding/1", nets=nets)
 
 
 if __name__ == "__main__":

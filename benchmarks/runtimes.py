@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import kept, save
 
 from edgecv.errors import EdgeCVError
-from edgecv.measure.machine import environment
 from edgecv.measure.memory import rss_mb
 from edgecv.measure.ready import READY_MODEL
 from edgecv.runtimes import CPU_BACKENDS, open_backend, probe_backends
@@ -227,11 +227,7 @@ def main() -> None:
         results = {path.name: spin(path, a.seconds, a.threads, a.n or 3) for path in models}
     else:
         results = builds(models)
-    if a.o:
-        record = json.loads(a.o.read_text()) if a.o.exists() else {"schema": "edgecv.runtimes/1"}
-        record["environment"] = environment()
-        record.setdefault("results", {})[a.what] = results
-        a.o.write_text(json.dumps(record, indent=2) + "\n")
+    save(a.o, "runtimes/1", results={**kept(a.o, "results"), a.what: results})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ synthesis. `-o` keeps what an existing file says of other nets.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
 import zipfile
@@ -31,13 +29,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from quantization import logits, ours, score, summary
+from record import kept, save, stamp
 
 import edgecv
 from edgecv.export.overrides import recipe_for
 from edgecv.export.synthetic import Settings, statistics_loss, synthesize
 from edgecv.export.weights import load_model, resolve
-from edgecv.files import write_json
-from edgecv.measure.machine import environment
 from edgecv.preprocess import decode, fit_pixels, to_tensor
 from edgecv.spec import Preparation, read_spec
 
@@ -126,21 +123,14 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("-o", type=Path, help="JSON file")
     arguments = parser.parse_args()
-    record: dict[str, Any] = {"nets": {}}
-    if arguments.o and arguments.o.is_file():
-        record = json.loads(arguments.o.read_text())
+    nets = kept(arguments.o, "nets")
     for net in arguments.net or ["mobilenetv2-cifar10"]:
         name, _, weights = net.partition("=")
         result = compare(
             name, weights or "auto", arguments.data, arguments.scored, arguments.splits
         )
-        record["nets"][Path(name).stem] = {
-            **result,
-            "environment": environment(),
-            "load_average": list(os.getloadavg()),
-        }
-        if arguments.o:
-            write_json(arguments.o, {"schema": "edgecv.synthetic/1", **record})
+        nets[Path(name).stem] = {**result, **stamp()}
+        save(arguments.o, "synthetic/1", nets=nets)
 
 
 if __name__ == "__main__":

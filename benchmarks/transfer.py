@@ -7,7 +7,6 @@ setting was chosen by them: every epoch's score is of a part of the learned set.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 import zipfile
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import save
 
 from edgecv import models
 from edgecv.export.weights import load_into, read_state_dict
-from edgecv.files import write_json
-from edgecv.measure.machine import environment
 from edgecv.spec import Preparation
 from edgecv.train.classify import ClassificationTask, ClassifySettings
 from edgecv.train.data import load_pictures
@@ -98,17 +96,14 @@ def main() -> None:
                     top1 = scorer.evaluate(net.eval())["top1"]
                 rows.append({"run": name, "seed": seed, "top1": top1, "seconds": round(seconds, 1)})
                 print(f"{name:18} seed {seed}: {top1:.2%} of {len(test.labels)}, {seconds:.0f} s")
-    if arguments.o:
-        record = {
-            "schema": "edgecv.transfer/1",
-            "environment": environment(),
-            "classes": classes,
-            "pictures": {"learned": 200, "tested": len(test.labels)},
-            "settings": {name: {**COMMON, **settings} for name, settings in RUNS.items()},
-            "runs": rows,
-        }
-        write_json(arguments.o, record)
-        print(json.dumps({"wrote": str(arguments.o)}))
+    save(
+        arguments.o,
+        "transfer/1",
+        classes=classes,
+        pictures={"learned": 200, "tested": len(test.labels)},
+        settings={name: {**COMMON, **settings} for name, settings in RUNS.items()},
+        runs=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import kept, save
 from torch import nn
 
-SCHEMA = "edgecv.zoo/1"
 GPUS = ("sm80", "sm86", "sm89", "sm120")
 BATCH_SIZE = "N"  # the symbolic size of a dynamic file
 PROFILE = (1, 1, 8)  # smallest, best, largest batch of the engines
@@ -289,22 +289,19 @@ def main() -> None:
         return
     recipes = sorted(list_models(), key=lambda recipe: recipe.macs or 0)
     names = [r.name for r in recipes if not arguments.names or r.name in arguments.names]
-    record: dict[str, Any] = {"schema": SCHEMA, "environment": environment(), "rows": {}}
-    if arguments.o and arguments.o.exists():
-        record["rows"] = json.loads(arguments.o.read_text())["rows"]
+    done = kept(arguments.o, "rows")
     for name in names:
-        have = record["rows"].get(name)
+        have = done.get(name)
         if have and not failures(have) and not arguments.redo:
             continue
         row = child(name, arguments.old_python, arguments.seconds)
-        record["rows"][name] = row
+        done[name] = row
         wrong = failures(row)
         print(f"{name:24} {'; '.join(wrong) if wrong else 'ok'}", flush=True)
-        if arguments.o:
-            arguments.o.write_text(json.dumps(record, indent=1) + "\n")
-    rows = [record["rows"].get(r.name, {"name": r.name, "error": "not measured"}) for r in recipes]
+        save(arguments.o, "zoo/1", rows=done)
+    rows = [done.get(r.name, {"name": r.name, "error": "not measured"}) for r in recipes]
     if arguments.markdown:
-        arguments.markdown.write_text(caption(record["environment"], rows) + markdown(rows))
+        arguments.markdown.write_text(caption(environment(), rows) + markdown(rows))
     bad = {row["name"]: failures(row) for row in rows if failures(row)}
     print(f"{len(rows) - len(bad)} of {len(rows)} nets pass everywhere")
     sys.exit(1 if bad else 0)

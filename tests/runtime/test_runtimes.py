@@ -323,7 +323,9 @@ def test_the_profile_says_who_ran_each_node():
     # what the CUDA backend says to a run that onnxruntime quietly moved to the CPU
     backend = object.__new__(OrtCudaBackend)
     backend.path, backend.options = READY_MODEL, options
-    with pytest.raises(BackendUnavailable, match=r"(52|45 FusedConv, 7) Conv, 1 Gemm of it on the CPU"):
+    with pytest.raises(
+        BackendUnavailable, match=r"(52|45 FusedConv, 7) Conv, 1 Gemm of it on the CPU"
+    ):
         backend._check(ran)
 
 
