@@ -46,8 +46,8 @@ def _list(name: str | None, out: Output) -> None:
         rows.append(
             [
                 recipe.name,
-                "" if recipe.parameters is None else f"{recipe.parameters / 1e6:.2f} M",
-                "" if recipe.macs is None else f"{recipe.macs / 1e6:,.1f} M",
+                _short(recipe.parameters),
+                _short(recipe.macs),
                 f"{p.width}x{p.height}",
                 ", ".join(recipe.weights),
                 ", ".join(f"{top1:.2%}" for top1 in published.values()),
@@ -70,11 +70,18 @@ def _list(name: str | None, out: Output) -> None:
                 "published_top1": published,
             }
         )
-    out.table(["name", "parameters", "MACs", "input", "weights", "published top-1"], rows)
+    out.table(["name", "parameters", "MACs", "input", "weights", "stated top-1"], rows)
     if name is not None:
         out.say(recipes[0].summary)
         out.pairs({name: weights.origin for name, weights in recipes[0].weights.items()})
     out.result({"models": data})
+
+
+def _short(count: int | None) -> str:
+    """``3.50 M``, ``37.75 G``."""
+    if count is None:
+        return ""
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
 def _layers(name: str, out: Output) -> None:

@@ -26,6 +26,9 @@ from rich.text import Text
 
 from edgecv.progress import Progress as ProgressCallback
 
+# characters that a table does not fold: of a figure with its unit, and of a word
+FIGURE, WORD = 10, 24
+
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, no table.")]
 
 
@@ -54,19 +57,30 @@ class Output:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = ""
     ) -> None:
-        """A table for people; columns of which every cell is a number are right-aligned."""
+        """A table for people; columns of which every cell is a number are right-aligned.
+
+        On a narrow terminal cells and headers fold between words. Figures with their unit, words
+        up to :data:`WORD` and the first column, which names the row, stay whole, for copying.
+        """
         table = Table(title=title or None, title_justify="left", header_style="bold")
-        for index, name in enumerate(columns):
+        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        longest = [max((len(row[i]) for row in cells), default=0) for i in range(len(columns))]
+        natural = sum(max(len(name), most) + 3 for name, most in zip(columns, longest, strict=True))
+        narrow = natural >= self.console.width
+        for index, (name, most) in enumerate(zip(columns, longest, strict=True)):
             numeric = rows and all(isinstance(row[index], int | float) for row in rows)
-            # the first column names the row, for copying: it is never folded
+            words = [word for row in cells for word in row[index].split() if len(word) <= WORD]
+            word = max(map(len, [*name.split(), *words]), default=0)
+            whole = index == 0 or most <= FIGURE
             table.add_column(
                 name,
                 justify="right" if numeric else "left",
                 overflow="fold",
-                no_wrap=index == 0,
+                width=max(word, most) if whole and narrow else None,
+                min_width=word,
             )
-        for row in rows:
-            table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        for row in cells:
+            table.add_row(*map(Text, row))
         self.console.print(table)
 
     def pairs(self, pairs: Mapping[str, object], title: str = "") -> None:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from edgecv.cli.output import Output
+
 
 def run(*arguments):
     command = [sys.executable, "-c", "from edgecv.cli.app import main; main()", "models"]
@@ -63,3 +65,15 @@ def test_mistakes(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_no_figure_is_folded_on_a_terminal_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    Output(as_json=False).table(
+        ["name", "parameters", "MACs", "both, multiply-adds", "why"],
+        [["features.17.conv.1.0", "61.10 M", "714.19 M", "135,475,200", "a sentence of " * 5]],
+    )
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in ("features.17.conv.1.0", "61.10 M", "714.19 M", "135,475,200", "parameters"):
+        assert whole in text
