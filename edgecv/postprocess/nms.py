@@ -39,7 +39,7 @@ DIRECT_PAIRS = 1 << 14  # up to here testing all pairs at once beats any clevern
 CHUNK_PAIRS = 1 << 16  # pairs tested in one go: 4 MB of temporary arrays, which stay in the cache
 BLOCK_PAIRS = 1 << 18  # pairs within one block of the best boxes
 FIRST_BLOCK = 160
-MANY = 1 << 12  # below it a turn of all classes costs more than it saves (measured)
+PER_CLASS = 8  # boxes; with fewer a turn of all classes costs more than it saves (measured)
 MAX_SPREAD = 1 << 20  # of class numbers
 PEEL_SHARE = 16  # the classic loop goes on while a step drops at least one in so many
 _FIRST = np.zeros(1, np.intp)
@@ -198,14 +198,14 @@ def _peel(
     done: list[Indices],
 ) -> tuple[Floats, NDArray[np.int64] | None, Indices]:
     """The classic loop while it pays: what it keeps goes to ``done``, what is left comes back.
-    ``groups`` are numbers from 0; of many boxes each turn is one of all classes at once.
+    ``groups`` are numbers from 0; where classes have many boxes a turn is one of all at once.
 
     The best box that is left is kept in each turn, and it is better than all that stay open: after
     ``limit`` turns the first ``limit`` are known.
     """
     turns = 0
     while len(rank) and (limit is None or turns < limit):
-        if groups is None or len(rank) < MANY:
+        if groups is None or len(rank) < PER_CLASS * (int(groups.max()) + 1):
             heads, hit = _FIRST, test.with_heads(boxes, _FIRST)
             if groups is not None:
                 hit &= groups == groups[0]
