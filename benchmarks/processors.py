@@ -57,9 +57,13 @@ def emulated(cpu: str, root: Path | None, data: bytes, pictures: Pictures) -> ND
         if root is None:
             command = ["qemu-x86_64-static", sys.executable]
         else:
-            environ = {"QEMU_CPU": cpu, "PYTHONPATH": "/edgecv/site", "PATH": "/usr/bin:/bin"}
+            paths = "/usr/sbin:/usr/bin:/sbin:/bin"
+            environ = {"QEMU_CPU": cpu, "PYTHONPATH": "/edgecv/site", "PATH": paths}
             command = ["chroot", str(root), "/usr/bin/python3"]
-        subprocess.run([*command, "-c", CHILD, *named], env=environ, check=True)
+        # QEMU's warnings, of features that it does not emulate, are shown where the run fails
+        done = subprocess.run([*command, "-c", CHILD, *named], env=environ, capture_output=True)
+        if done.returncode:
+            raise SystemExit(f"{cpu}: exit {done.returncode}\n{done.stderr.decode()[-2000:]}")
         rows: NDArray[np.float32] = np.load(files[2])
     return rows
 
