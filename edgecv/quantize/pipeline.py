@@ -30,7 +30,7 @@ from edgecv.quantize.sensitivity import (
     put_back,
     relative_error,
 )
-from edgecv.quantize.structure import Plan, ends, origin, plan
+from edgecv.quantize.structure import Plan, add_biases, ends, origin, plan
 from edgecv.quantize.targets import Policy
 from edgecv.quantize.unify import unify
 from edgecv.spec import Preparation
@@ -92,6 +92,7 @@ def prepare(
     fixed: Mapping[str, Range] = {}
     taken = None
     fold_focus(model)
+    add_biases(model.graph)
     if pixels:
         taken = pixels_in(model, preparation, integer=not policy.symmetric, order=pixels)
     elif not policy.symmetric:

@@ -105,6 +105,19 @@ def replace_constant(node: ir.Node, index: int, array: NDArray[np.float32]) -> N
         old.const_value = ir.tensor(array, name=old.name)
 
 
+def add_biases(graph: ir.Graph) -> None:
+    """Zeros for every Conv and Gemm that has no bias: what the input's grid moves, and the means
+    that quantization takes, are given back there."""
+    for node in graph:
+        if node.op_type not in ("Conv", "Gemm") or (len(node.inputs) > 2 and node.inputs[2]):
+            continue
+        weight = constant(node.inputs[1])
+        if weight is not None:
+            zeros = np.zeros(weight.shape[weight_axis(node)], np.float32)
+            node.resize_inputs(3)
+            node.replace_input_with(2, new_initializer(graph, f"{node.name}.zeros", zeros))
+
+
 def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     """What Relu or Clip limits to; None for other operators and for bounds that are computed."""
     if node.op_type == "Relu":

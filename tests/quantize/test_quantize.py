@@ -244,6 +244,20 @@ def test_a_bias_may_be_broadcast(net, batches, shape):
     assert sqnr(found, net, batches) > 26  # as test_every_target_keeps_the_answers
 
 
+def test_layers_without_a_bias_get_one_to_correct(net, batches):
+    """And a first convolution without one takes an input on the pixels' grid, like any other."""
+    for node in net.graph:
+        if node.name in ("stem/Conv", "dw/Conv"):
+            node.resize_inputs(2)
+    spec = Preparation(height=8, width=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    ready = prepare(net.clone(), X86, spec, pixels=False)
+    assert ready.preparation.mean == (128 / 255,) * 3
+    done = Quantizer(ready, X86, batches).quantize().model
+    stored = {name: value.const_value for name, value in done.graph.initializers.items()}
+    assert np.any(stored["dw/Conv.bias.int"].numpy())
+    assert sqnr(done, ready.model, batches) > 26  # as test_every_target_keeps_the_answers
+
+
 def test_convolutions_of_one_dimension(batches):
     rng = np.random.default_rng(3)
     tensors = {
