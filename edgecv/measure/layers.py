@@ -227,7 +227,6 @@ def rank_layers(
     candidate: Path,
     parent: Path,
     feed: Array,
-    scales: Mapping[str, Sequence[float]] | None = None,
     *,
     own_feed: Array | None = None,
 ) -> list[LayerError]:
@@ -237,11 +236,9 @@ def rank_layers(
 
     Every stretch between two tensors that both files have is run with the parent's exact values
     as its input, which gives its own error; then the parent is run with that stretch's output put
-    in, which gives what of it arrives at the output. ``scales`` are the factors per channel by
-    which equalization changed a tensor (``{tensor: [C]}``): they are undone first.
+    in, which gives what of it arrives at the output.
     """
     graph, whole = read_graph(candidate), read_graph(parent)
-    scales = scales or {}
     common = _common(graph, whole)
     (name,) = whole.inputs.keys() - whole.initializers.keys()
     (own_name,) = graph.inputs.keys() - graph.initializers.keys()
@@ -259,11 +256,10 @@ def rank_layers(
         if not any(step.op in (DEQUANTIZED, "QLinearConv", "QLinearMatMul") for step in stretch):
             continue
         reads = {one for step in stretch for one in step.reads}
-        feeds = {one: _scaled(values[one], scales.get(one)) for one in given if one in reads}
+        feeds = {one: values[one] for one in given if one in reads}
         feeds |= {own_name: own_feed} if own_name in reads else {}
         data = cut(graph, [end], given, keep_outputs=False)
         got = _run_ort(data, feeds, [end], optimize=True)[end]
-        got = _scaled(got, scales.get(tensor), undo=True)
         own = compare({tensor: got}, {tensor: exact[tensor]})
         if tensor in outputs:
             reached = {tensor: got}
@@ -285,15 +281,6 @@ def rank_layers(
 
 def _energy(values: Array) -> float:
     return float(np.square(values, dtype=np.float64).sum())
-
-
-def _scaled(values: Array, factors: Sequence[float] | None, undo: bool = False) -> Array:
-    if factors is None:
-        return values
-    shape = (1, -1) + (1,) * (values.ndim - 2)
-    column = np.asarray(factors, values.dtype).reshape(shape)
-    scaled: Array = values / column if undo else values * column
-    return scaled
 
 
 def _dequantized(graph: OnnxGraph, tensor: str) -> str:

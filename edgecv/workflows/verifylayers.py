@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def with_layers(
         spec, other = model.spec, read_spec(parent)
         mine, theirs = (_first_batch(one, inputs) for one in (spec, other))
         if spec.precision == "int8":
-            ranked = rank_layers(candidate, parent, theirs, _equalization(spec), own_feed=mine)
+            ranked = rank_layers(candidate, parent, theirs, own_feed=mine)
             least = int8_layer_min_sqnr()
             lowest = min(
                 (one.sqnr_db for one in ranked if one.sqnr_db is not None), default=EXACT_DB
@@ -69,9 +68,3 @@ def _pixels(spec: ModelSpec, other: ModelSpec, inputs: Inputs) -> tuple[Array, A
         fit_pixels(picture, replace(one.preparation, color=color))[0] for one in (spec, other)
     )
     return mine, theirs
-
-
-def _equalization(spec: ModelSpec) -> dict[str, list[float]]:
-    """The factors per channel that the quantizer kept, ``{tensor: [C]}``; none is an empty one."""
-    found = spec.quantization.get("equalization", {})
-    return dict(found) if isinstance(found, Mapping) else {}
