@@ -51,14 +51,15 @@ def _classes(a: Classification, b: Classification) -> float:
     return float(a.best.id == b.best.id)
 
 
-def _boxes(a: Detections, b: Detections) -> float:
+def box_agreement(a: Detections, b: Detections, least: float = BOX_IOU) -> float:
+    """Twice the boxes that match, at an IoU of ``least`` or more, over all; 1 without any."""
     if not len(a) and not len(b):
         return 1.0
     overlaps = np.asarray(boxes.iou(a.boxes, b.boxes)) if len(a) and len(b) else np.zeros((0, 0))
     if overlaps.size:
         overlaps = np.where(a.classes[:, None] == b.classes[None], overlaps, 0.0)
     matched = 0
-    while overlaps.size and overlaps.max() >= BOX_IOU:
+    while overlaps.size and overlaps.max() >= least:
         row, column = np.unravel_index(int(overlaps.argmax()), overlaps.shape)
         overlaps[row], overlaps[:, column] = -1, -1
         matched += 1
@@ -84,7 +85,7 @@ def _points(a: Landmarks, b: Landmarks) -> float:
 
 _RULES: dict[type, Callable[[Any, Any], float]] = {
     Classification: _classes,
-    Detections: _boxes,
+    Detections: box_agreement,
     Embedding: _embeddings,
     Segmentation: _masks,
     Landmarks: _points,
