@@ -30,7 +30,7 @@ from edgecv.quantize.sensitivity import (
     put_back,
     relative_error,
 )
-from edgecv.quantize.structure import Plan, add_biases, ends, origin, plan
+from edgecv.quantize.structure import Plan, add_biases, ends, plan, sources
 from edgecv.quantize.targets import Policy
 from edgecv.quantize.unify import unify
 from edgecv.spec import Preparation
@@ -139,16 +139,8 @@ class Quantizer:
         self._keep_float, self._search, self._progress = keep_float, search, progress
         self._finish = finish
         self._plan = plan(model, policy, keep_float)
-        values = {
-            value.name: value
-            for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
-        }
-        wanted = dict.fromkeys(
-            source
-            for name in self._plan.values
-            if (source := origin(values[name]).name or "") not in ready.fixed
-        )
-        found = extremes(model, list(wanted), batches, progress)
+        wanted = [name for name in sources(model, self._plan) if name not in ready.fixed]
+        found = extremes(model, wanted, batches, progress)
         self._histograms = histograms(model, found, batches, progress)
 
     @cached_property

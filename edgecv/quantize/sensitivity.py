@@ -29,8 +29,8 @@ from edgecv.progress import Progress, silent
 from edgecv.quantize.calibrate import Histogram, least_squares, percentile
 from edgecv.quantize.ranges import Affine, Array, Range, affine
 from edgecv.quantize.run import Batches, Probe, open_session, run
-from edgecv.quantize.structure import plan
-from edgecv.quantize.targets import MAC, Policy
+from edgecv.quantize.structure import plan, sources
+from edgecv.quantize.targets import MAC, PASS_THROUGH, Policy
 
 SILU_LOW = -6.0
 SHARES = (0.9999, 0.999)  # of the values that a percentile range keeps
@@ -100,7 +100,8 @@ def measure(
     net = Probe(model)
     references = [net(picture) for picture in pictures]
     values = {v.name or "": v for v in (*model.graph.inputs, *_outputs(model))}
-    names = [name for name in plan(model, policy, keep_float).values if name in histograms]
+    quantized = sources(model, plan(model, policy, keep_float))
+    names = [name for name in quantized if name in histograms]
 
     def harm(gate: _Gate, span: Range) -> float:
         errors = [
@@ -163,7 +164,8 @@ def put_back(
 def _quantized(
     model: ir.Model, policy: Policy, found: Mapping[str, Sensitivity], kept: Mapping[str, str]
 ) -> list[Sensitivity]:
-    return [found[name] for name in plan(model, policy, tuple(kept)).values if name in found]
+    names = sources(model, plan(model, policy, tuple(kept)))
+    return [found[name] for name in names if name in found]
 
 
 def _outputs(model: ir.Model) -> list[ir.Value]:
@@ -176,8 +178,12 @@ def _around(value: ir.Value | None, model: ir.Model, name: str) -> list[str]:
         value = next(v for v in model.graph.inputs if v.name == name)
     producer = value.producer()
     nodes = [] if producer is None else _layer(producer)
-    for consumer in value.consumers():
-        nodes += _layer(consumer)
+    readers = list(value.consumers())
+    while readers:
+        reader = readers.pop(0)
+        if reader.op_type in PASS_THROUGH:  # what only moves the numbers is not what reads them
+            readers += [after for output in reader.outputs for after in output.consumers()]
+        nodes += _layer(reader)
     return list(dict.fromkeys(node.name or "" for node in nodes))
 
 

@@ -75,6 +75,14 @@ def origin(value: ir.Value) -> ir.Value:
     return value
 
 
+def sources(model: ir.Model, chosen: Plan) -> list[str]:
+    """The values that ``chosen`` needs ranges of: where the numbers of its values come from."""
+    values = {
+        v.name: v for v in (*model.graph.inputs, *(v for n in model.graph for v in n.outputs))
+    }
+    return list(dict.fromkeys(origin(values[name]).name or "" for name in chosen.values))
+
+
 def dequantized(value: ir.Value) -> ir.Node | None:
     """The DequantizeLinear that ``value`` comes out of: it is integers already (pixels in)."""
     producer = origin(value).producer()

@@ -15,6 +15,7 @@ from edgecv.quantize.place import place
 from edgecv.quantize.ranges import Range, affine, quantize_weight, weight_scales
 from edgecv.quantize.readback import onnxruntime_readback, openvino_readback
 from edgecv.quantize.run import Probe
+from edgecv.quantize.sensitivity import Sensitivity, put_back
 from edgecv.quantize.structure import origin, plan
 from edgecv.quantize.targets import POLICIES, onnxruntime_target, policy_for
 from edgecv.spec import Preparation
@@ -232,6 +233,46 @@ def test_activations_kept_in_float_have_ranges_where_they_are_searched(net, batc
     done = Quantizer(ready, X86, batches, keep_float={"dw/Relu": "test"}, search=search).quantize()
     assert {"dw", "b"} <= done.ranges.keys()
     assert sqnr(done.model, ready.model, batches) > 26  # as test_every_target_keeps_the_answers
+
+
+def shuffled():
+    """Two convolutions with a channel shuffle between them, which only moves numbers."""
+    rng = np.random.default_rng(4)
+    node = helper.make_node
+    weight = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    tensors = {
+        "a_w": weight(8, 3, 3, 3), "b_w": weight(8, 8, 1, 1), "c_w": weight(4, 8, 1, 1),
+        "split": np.array([1, 2, 4, 256]), "join": np.array([1, 8, 16, 16]),
+    }  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "a_w"], ["a"], "a/Conv", pads=[1] * 4),
+        node("Reshape", ["a", "split"], ["two"], "two"),
+        node("Transpose", ["two"], ["turned"], "turned", perm=[0, 2, 1, 3]),
+        node("Reshape", ["turned", "join"], ["mixed"], "mixed"),
+        node("Conv", ["mixed", "b_w"], ["b"], "b/Conv"),
+        node("Conv", ["b", "c_w"], ["y"], "c/Conv"),
+    ]
+    return build(nodes, tensors)
+
+
+def test_a_layer_kept_in_float_before_a_shuffle_has_a_range(batches):
+    """The range of what a shuffle moves is kept under the name of what made it (FastestDet)."""
+    spec = Preparation(height=16, width=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    ready = prepare(shuffled(), X86, spec, pixels=False)
+    keep, search = {"a/Conv": "asked for"}, Search(batches, limit=1e9)
+    done = Quantizer(ready, X86, batches, keep_float=keep, search=search).quantize()
+    assert done.kept == ("a/Conv",)
+    assert {"a", "b"} <= done.ranges.keys()
+    assert sqnr(done.model, ready.model, batches) > 26  # as test_every_target_keeps_the_answers
+
+
+def test_a_value_is_freed_where_it_is_read_behind_a_shuffle(batches):
+    spec = Preparation(height=16, width=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    ready = prepare(shuffled(), X86, spec, pixels=False)
+    found = {name: Sensitivity(name, Range(-1, 1), name == "a") for name in ("a", "b")}
+    freed = put_back(ready.model, X86, found, limit=0.5)
+    assert {"a/Conv", "b/Conv"} <= freed.nodes.keys()
+    assert freed.after == 0
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (1,), ()])
