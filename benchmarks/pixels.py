@@ -4,8 +4,8 @@
     python benchmarks/pixels.py mobilenetv2.onnx PICTURES -o benchmarks/pixels.json
 
 100 of PICTURES calibrate. Timed is the whole call ``edgecv.load(FILE)(array)``, by turns: for an
-array of the net's own size (a camera that delivers what is asked for: nothing is resized) and for a
-frame of 640x480, which is resized and cropped first.
+array whose short side is what the contract resizes to (a camera that delivers what is asked for:
+nothing is resized, the centre is cut out), and for a frame of 640x480, which is resized first.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def main() -> None:
             name: stack.enter_context(edgecv.load(file, backend=arguments.backend, options=one))
             for name, file in files.items()
         }
-        *_, height, width = nets["fp32"].spec.inputs[0].shape
-        for size in ((int(height), int(width)), (480, 640)):
+        p = nets["fp32"].spec.preparation
+        side = p.resize or min(p.height, p.width)
+        for size in ((side, side), (480, 640)):
             array = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
             calls = [partial(net, array) for net in nets.values()]
             medians = dict(zip(nets, by_turns(calls, arguments.rounds, SECONDS), strict=True))
