@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import save
+from record import kept, save
 
 import edgecv
 from edgecv.measure.statistics import ratio
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--target", default="onnxruntime-x86")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("-o", type=Path, help="JSON file")
+    parser.add_argument("-o", type=Path, help="JSON file; what it has of other backends is kept")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -75,14 +75,9 @@ def main() -> None:
             print(
                 f"{size_name:8} {name:16} {row['median_ms']:7.3f} ms  {row['speedup']['value']:.2f}"
             )
-    save(
-        arguments.o,
-        "pixels/1",
-        model=arguments.model.stem,
-        backend=arguments.backend,
-        target=arguments.target,
-        results=results,
-    )
+    found = {"target": arguments.target, "arrays": results}
+    backends = {**kept(arguments.o, "backends"), arguments.backend: found}
+    save(arguments.o, "pixels/1", model=arguments.model.stem, backends=backends)
 
 
 if __name__ == "__main__":
