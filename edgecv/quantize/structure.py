@@ -117,10 +117,11 @@ def add_biases(graph: ir.Graph) -> None:
     """Zeros for every Conv and Gemm that has no bias: what the input's grid moves, and the means
     that quantization takes, are given back there."""
     for node in graph:
-        if node.op_type not in ("Conv", "Gemm") or (len(node.inputs) > 2 and node.inputs[2]):
+        if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "Gemm"):
             continue
+        biased = len(node.inputs) > 2 and node.inputs[2] is not None
         weight = constant(node.inputs[1])
-        if weight is not None:
+        if not biased and weight is not None:
             zeros = np.zeros(weight.shape[weight_axis(node)], np.float32)
             node.resize_inputs(3)
             node.replace_input_with(2, new_initializer(graph, f"{node.name}.zeros", zeros))
