@@ -6,7 +6,7 @@ stays and does what it is told, one JSON object per line on stdin and one back o
 several of them can be measured in turns without loading anything again:
 
 - ``open``: load, run once, warm up; answers with what really runs and what it took;
-- ``time``: one slice of one stage; answers with nanoseconds per call;
+- ``time``: one turn of one stage; answers with nanoseconds per call;
 - ``serve``: one slice of Poisson arrivals; answers with nanoseconds per picture;
 - ``usage``: answers with memory and processor time;
 - ``profile``: the runtime's own times per layer (a second copy of the model: after ``usage``);
@@ -35,7 +35,7 @@ from edgecv.measure import gpu, selftest
 from edgecv.measure.memory import peak_rss_mb, reset_peak, rss_mb
 from edgecv.measure.scenarios import Plan, plan, serve
 from edgecv.measure.seeded import seeded_pictures
-from edgecv.measure.timing import WARMUP_RUNS, timed, warm_up
+from edgecv.measure.timing import WARMUP_RUNS, timed, warm_turn, warm_up
 from edgecv.model import Model, load
 from edgecv.preprocess import stack
 from edgecv.runtimes.base import RuntimeOptions
@@ -43,7 +43,6 @@ from edgecv.runtimes.base import RuntimeOptions
 SEED = 3
 PICTURE = (480, 640)  # height, width of the end-to-end picture
 STAGES = ("inference", "preprocess", "postprocess", "end_to_end")
-SLICE_WARMUP_RUNS = 2  # after another process had the caches; not counted
 
 
 class Session:
@@ -102,8 +101,7 @@ class Session:
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
         run, before = self.stages[request["stage"]], time.process_time_ns()
-        for _ in range(SLICE_WARMUP_RUNS):
-            run()
+        warm_turn(run)
         return self._counted(lambda: timed(run, request["seconds"], request["least"]), before)
 
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -138,12 +136,12 @@ class Session:
         peak = peak_rss_mb()
         growth = None if after is None or self.rss_warm is None else after - self.rss_warm
         added = None if peak is None or self.rss_before is None else peak - self.rss_before
-        info = self.model.info
+        # only the last process is asked: some runtimes answer by loading the model a second time
+        info = self.model.info if request["readback"] else None
         return _present(
             {
-                # read back only now: some runtimes answer by loading the model a second time
-                "provider": info.provider,
-                "compute_precision": info.precision,
+                "provider": info and info.provider,
+                "compute_precision": info and info.precision,
                 "rss_before_load_mb": _rounded(self.rss_before),
                 "peak_rss_mb": _rounded(peak),
                 "model_memory_mb": _rounded(added),

@@ -87,7 +87,7 @@ def record_of(pair: Pair) -> dict[str, Any] | None:
         rate, latencies = pair.search.best
         slices = [latencies]
     nanoseconds = np.concatenate([np.asarray(s, np.int64) for s in slices]) if slices else None
-    if not pair.resources or (nanoseconds is None and pair.search is None):
+    if "provider" not in pair.resources or (nanoseconds is None and pair.search is None):
         return None
     record = dict(pair.description)
     if nanoseconds is not None and len(nanoseconds):
@@ -101,6 +101,7 @@ def record_of(pair: Pair) -> dict[str, Any] | None:
             busy = float(nanoseconds.sum()) / 1e9
             record["throughput"] = _figure(record["pictures_per_query"] * len(nanoseconds) / busy)
             record["round_p50_ms"] = [round(v / 1e6, 6) for v in pair.medians]
+            record["processes"] = min(pair.processes, len(slices))
     else:
         record |= {"count": 0, "latency_ms": {}}
     if pair.search is not None:

@@ -1,8 +1,14 @@
-"""Several models on several backends, measured in turns, each in a process that stays alive.
+"""Several models on several backends, measured in turns, each in a process of its own.
 
-One round gives every pair one slice of time of each stage, the pairs' slices of a stage next to
-each other, in an order that is drawn anew and then reversed; so a clock that sinks or a neighbour
-that wakes hits all of them, and their ratio within a round stays true.
+One round gives every pair one slice of time of each stage. The slice of inference is cut into
+turns of a few runs, in which the pairs alternate, in an order that is drawn anew and then reversed.
+So a clock that sinks or a neighbour that wakes (on a shared machine they come and go within a
+second) hits all of them, and their ratio within a round stays true.
+
+Two processes of one file are not equally fast: where their memory came to lie stays as it is for
+as long as they live, and moves the median by up to a percent, which no number of rounds averages
+away. So every round has new processes, as far as opening them takes no longer than measuring
+(:meth:`Rounds._plan`); an interval over such rounds holds what processes differ by.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -26,7 +32,7 @@ from edgecv.errors import CheckFailed
 from edgecv.measure.child import STAGES
 from edgecv.measure.scenarios import SERVER_SEED, RateSearch
 from edgecv.measure.telemetry import Machine, Watch
-from edgecv.measure.timing import MIN_RUNS, WARMUP_SECONDS
+from edgecv.measure.timing import MIN_RUNS, TURN_RUNS, TURN_SECONDS, WARMUP_SECONDS
 from edgecv.progress import Progress, silent
 
 CHILD = (sys.executable, "-m", "edgecv.measure.child")
@@ -35,6 +41,9 @@ CLOSE_SECONDS = 10.0
 RELOADS = 5  # so many times the first load may a second one take, on a machine that is busy by then
 ROUNDS = 20
 MIN_ROUNDS = 5  # as many as a confidence interval needs
+MAX_ROUNDS = 60
+SLICE_SECONDS = 0.5  # of inference; a longer --duration has more rounds, not longer slices
+MIN_PROCESSES = 10  # fewer say little of what processes differ by: then one measures all rounds
 SERVER_STEPS = 6  # of the bisection: the rate is known to 1 in 64
 ORDER_SEED = 5
 # Seconds of a slice, as shares of the inference slice
@@ -132,6 +141,8 @@ class Pair:
     child: Child | None = None
     description: dict[str, Any] = field(default_factory=dict)
     steady_s: float = 0.0
+    opening_s: float = 0.0
+    processes: int = 0  # that measured, one after the other
     times: dict[str, list[array[int]]] = field(default_factory=lambda: {s: [] for s in STAGES})
     watch: Watch | None = None
     search: RateSearch | None = None
@@ -139,6 +150,14 @@ class Pair:
     profile: dict[str, Any] = field(default_factory=dict)
     failure: ChildFailed | None = None
     measured: bool = False  # all rounds are done: what fails from here on costs no record
+
+    def used(self, usage: dict[str, Any]) -> None:
+        """Take in what a process says it used; of several, that with the highest peak stands."""
+        peak = usage.get("peak_rss_mb", 0.0)
+        if peak >= self.resources.get("peak_rss_mb", 0.0):
+            self.resources |= usage
+        else:
+            self.resources = usage | self.resources
 
     @property
     def alive(self) -> bool:
@@ -159,10 +178,25 @@ class Pair:
             self.fail(error)
             return None
 
+    def took(self, stage: str, step: int, times: Sequence[int]) -> None:
+        """Take in what one turn of round ``step`` measured, in nanoseconds."""
+        if len(self.times[stage]) == step:
+            self.times[stage].append(array("q"))
+        self.times[stage][step].extend(times)
+
     def fail(self, error: ChildFailed) -> None:
         self.failure = error
         if self.child is not None:
             self.child.kill()
+
+
+def _orders(count: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Orders of turns, each drawn and then reversed: who comes first, and who comes after whom, is
+    the same for all, exactly and not only on average."""
+    while True:
+        order = rng.permutation(count).tolist()
+        yield order
+        yield order[::-1]
 
 
 @dataclass
@@ -183,18 +217,19 @@ class Rounds:
         """Open all, measure in rounds, close all. Failures stay with their pair."""
         try:
             self._open_all()
-            steps = self._steps()
+            steps, renewing = self._plan()
             rng = np.random.default_rng(ORDER_SEED)
-            order = [int(index) for index in rng.permutation(len(self.pairs))]
+            orders = {stage: _orders(len(self.pairs), rng) for stage in SHARES}
             for step in range(steps):
                 self.progress("rounds", step, steps)
-                # every second round runs backwards: who comes first, and who comes after whom, is
-                # the same for all, exactly and not only on average
-                order = order[::-1] if step % 2 else [int(i) for i in rng.permutation(order)]
+                if renewing and step:
+                    self._renew_all()
                 for stage in SHARES:
-                    for index in order:
-                        if self.pairs[index].alive:
-                            self._measure(self.pairs[index], stage, step, steps)
+                    turns = self._turns(stage, steps)
+                    for turn in range(turns):
+                        for index in next(orders[stage]):
+                            if self.pairs[index].alive:
+                                self._measure(self.pairs[index], stage, step, steps, turn, turns)
             self.progress("rounds", steps, steps)
             self._ask_usage()
             self._profile_all()
@@ -206,49 +241,96 @@ class Rounds:
     def _open_all(self) -> None:
         for index, pair in enumerate(self.pairs):
             self.progress("loading", index, len(self.pairs))
+            started = time.perf_counter()
             pair.child = Child(self.command)
-            request = {"do": "open", "warmup": min(WARMUP_SECONDS, self.duration), **pair.request}
-            reply = pair.ask(request, STARTUP_SECONDS)
+            reply = self._open(pair)
             if reply is None:
                 continue
+            pair.opening_s = time.perf_counter() - started
             pair.description, pair.steady_s = reply["description"], reply["steady_s"]
             pair.watch = Watch(self.machine)
         self.progress("loading", len(self.pairs), len(self.pairs))
 
-    def _steps(self) -> int:
-        """How many rounds: as asked, or as many as fit when a slice holds 4 runs of the slowest."""
+    def _open(self, pair: Pair) -> dict[str, Any] | None:
+        pair.processes += 1
+        request = {"do": "open", "warmup": min(WARMUP_SECONDS, self.duration), **pair.request}
+        return pair.ask(request, STARTUP_SECONDS)
+
+    def _renew_all(self) -> None:
+        """New processes for all; load times and first runs stay those of the first ones."""
+        for pair in self.pairs:
+            if not pair.alive:
+                continue
+            pair.used(pair.ask({"do": "usage", "readback": False}, CLOSE_SECONDS) or {})
+            if not pair.alive or pair.ask({"do": "close"}, CLOSE_SECONDS) is None:
+                continue
+            assert pair.child is not None
+            old, pair.child = pair.child, Child(self.command)  # at once: Ctrl-C finds a living one
+            old.kill()
+            reply = self._open(pair)
+            if reply is not None and reply["description"]["sha256"] != pair.description["sha256"]:
+                pair.fail(ChildFailed("the file was replaced while it was measured"))
+
+    def _plan(self) -> tuple[int, bool]:
+        """How many rounds, and whether each has new processes.
+
+        As many rounds as asked, or as :data:`SLICE_SECONDS` makes of the duration, fewer where a
+        slice would not hold 4 runs of the slowest. New processes, where opening the slowest that
+        often takes no longer than the duration; for that the rounds may be fewer, but not fewer
+        than :data:`MIN_PROCESSES`.
+        """
         if self.latency_bound_ms is not None:
             for pair in self.pairs:
                 if pair.alive:
                     step = self.duration / SERVER_STEPS
                     pair.search = RateSearch(1 / pair.steady_s, self.latency_bound_ms, step)
-            return SERVER_STEPS
+            return SERVER_STEPS, False
+        alive = [pair for pair in self.pairs if pair.alive]
+        openings = int(self.duration / max((pair.opening_s for pair in alive), default=1.0))
         if self.rounds is not None:
-            return self.rounds
-        slowest = max((pair.steady_s for pair in self.pairs if pair.alive), default=1.0)
-        return max(MIN_ROUNDS, min(ROUNDS, int(self.duration / (4 * slowest))))
+            return self.rounds, MIN_PROCESSES <= self.rounds <= openings
+        slowest = max((pair.steady_s for pair in alive), default=1.0)
+        most = min(MAX_ROUNDS, max(ROUNDS, int(self.duration / SLICE_SECONDS)))
+        rounds = max(MIN_ROUNDS, min(most, int(self.duration / (4 * slowest))))
+        if (renewed := min(rounds, openings)) >= MIN_PROCESSES:
+            return renewed, True
+        return min(rounds, ROUNDS), False
 
-    def _measure(self, pair: Pair, stage: str, step: int, steps: int) -> None:
+    def _turns(self, stage: str, steps: int) -> int:
+        """In how many turns the slice of a stage is measured: inference is what ratios are of."""
+        if stage != "inference" or self.latency_bound_ms is not None:
+            return 1
+        slowest = max((pair.steady_s for pair in self.pairs if pair.alive), default=1.0)
+        return max(1, int(self.duration / steps / max(TURN_SECONDS, TURN_RUNS * slowest)))
+
+    def _measure(
+        self, pair: Pair, stage: str, step: int, steps: int, turn: int, turns: int
+    ) -> None:
         if stage == "inference" and pair.search is not None:
             request = {"do": "serve", "rate": pair.search.rate, "seed": SERVER_SEED + step}
-            reply = self._slice(pair, request, pair.search.step_seconds)
+            reply = self._turn(pair, request, pair.search.step_seconds, sensors=True)
             if reply is not None:
                 pair.search.seen(array("q", reply["times"]))
             return
-        least = -(-MIN_RUNS // steps) if stage == "inference" else 1
+        least = -(-MIN_RUNS // (steps * turns)) if stage == "inference" else 1
         request = {"do": "time", "stage": stage, "least": least}
-        reply = self._slice(pair, request, self.duration / steps * SHARES[stage])
+        seconds = self.duration / steps * SHARES[stage] / turns
+        reply = self._turn(pair, request, seconds, sensors=turn == turns // 2)
         if reply is not None:
-            pair.times[stage].append(array("q", reply["times"]))
+            pair.took(stage, step, reply["times"])
 
-    def _slice(self, pair: Pair, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """One slice under watch: sensors are read in its middle, counters around it."""
+    def _turn(
+        self, pair: Pair, request: dict[str, Any], seconds: float, *, sensors: bool
+    ) -> dict[str, Any] | None:
+        """One turn under watch: counters are read around it, ``sensors`` in its middle."""
         assert pair.child is not None
         assert pair.watch is not None
-        before, start = self.machine.counters(), time.perf_counter()
+        before, start, mine = self.machine.counters(), time.perf_counter(), time.process_time()
         pair.child.send({**request, "seconds": seconds})
-        time.sleep(seconds / 2)
-        sample = self.machine.sample()
+        sample = None
+        if sensors:
+            time.sleep(seconds / 2)
+            sample = self.machine.sample()
         try:
             reply = pair.child.receive(60 + 10 * (seconds + pair.steady_s * MIN_RUNS))
         except ChildFailed as error:
@@ -257,7 +339,8 @@ class Rounds:
         elapsed = time.perf_counter() - start
         if request.get("stage", "inference") == "inference":
             after = self.machine.counters()
-            pair.watch.add(before, after, sample, elapsed, reply["cpu_ns"] / 1e9)
+            ours = reply["cpu_ns"] / 1e9 + time.process_time() - mine
+            pair.watch.add(before, after, sample, elapsed, ours)
         return reply
 
     def _profile_all(self) -> None:
@@ -270,10 +353,10 @@ class Rounds:
 
     def _ask_usage(self) -> None:
         for pair in self.pairs:
-            if pair.alive and pair.description and not pair.resources:
+            if pair.alive and pair.description and not pair.measured:
                 # to say what it computed in, a runtime may load the model a second time
                 patience = CLOSE_SECONDS + RELOADS * pair.description["load_ms"] / 1e3
-                pair.resources = pair.ask({"do": "usage"}, patience) or {}
+                pair.used(pair.ask({"do": "usage", "readback": True}, patience) or {})
                 pair.measured = True
 
     def _close_all(self) -> None:

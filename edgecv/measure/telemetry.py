@@ -148,10 +148,16 @@ class Watch:
     pages_swapped: int = 0
 
     def add(
-        self, before: Counters, after: Counters, sample: Sample, seconds: float, own_cpu_s: float
+        self,
+        before: Counters,
+        after: Counters,
+        sample: Sample | None,
+        seconds: float,
+        own_cpu_s: float,
     ) -> None:
-        """Take in one slice of ``seconds`` in which the pair itself used ``own_cpu_s``."""
-        self.samples.append(sample)
+        """Take in ``seconds`` in which the pair, and who measures it, used ``own_cpu_s``."""
+        if sample is not None:
+            self.samples.append(sample)
         self.seconds += seconds
         energy = self.machine.energy_j(before, after)
         if energy is not None:
@@ -205,7 +211,7 @@ class Watch:
         elif powers:
             found["power_w"] = _range(powers)
             found["energy_j"] = round(statistics.fmean(powers) * self.seconds, 4)
-            found["energy_source"] = "INA rails, sampled once per slice"
+            found["energy_source"] = "INA rails, sampled once per round"
         if "energy_j" in found and runs:
             found["energy_mj_per_run"] = round(found["energy_j"] / runs * 1e3, 4)
         if self.seconds:

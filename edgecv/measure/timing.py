@@ -14,6 +14,10 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 SUPPORT = 0.95  # how sure a percentile has to be that it is not beyond the largest sample
 WARMUP_SECONDS, WARMUP_RUNS = 0.3, 3  # whichever is longer: caches fill, clocks rise
 MIN_RUNS = 10
+# What is compared alternates in turns this short: on a shared machine neighbours come and go within
+# a second, and what lies within one turn of the other sees the same of them.
+TURN_SECONDS, TURN_RUNS = 0.005, 2  # whichever is longer
+TURN_WARMUP_NS = 1_000_000  # after another one had the caches
 
 
 def warm_up(run: Callable[[], object], seconds: float = WARMUP_SECONDS) -> None:
@@ -41,20 +45,35 @@ def timed(run: Callable[[], object], duration: float, least: int = MIN_RUNS) -> 
     return times
 
 
+def warm_turn(run: Callable[[], object]) -> None:
+    """Call ``run`` for :data:`TURN_WARMUP_NS`, at least once; nothing is kept."""
+    until = time.perf_counter_ns() + TURN_WARMUP_NS
+    run()
+    while time.perf_counter_ns() < until:
+        run()
+
+
 def by_turns(
     runs: Sequence[Callable[[], object]], rounds: int, seconds: float
 ) -> list[list[float]]:
     """The median of each of ``runs`` in each round, in milliseconds, after a warm-up.
 
-    In a round each has ``seconds``, one after the other: what the machine does to a round it does
-    to all, and :func:`edgecv.measure.statistics.ratio` compares them round by round.
+    In a round each has ``seconds`` and :data:`MIN_RUNS` runs, in turns: what the machine does to a
+    round it does to all, and :func:`edgecv.measure.statistics.ratio` compares them round by round.
     """
     for run in runs:
         warm_up(run)
     medians: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        for run, mine in zip(runs, medians, strict=True):
-            mine.append(float(np.median(timed(run, seconds))) / 1e6)
+        times = [array("q") for _ in runs]
+        turns = list(zip(runs, times, strict=True))
+        while any(sum(mine) < seconds * 1e9 or len(mine) < MIN_RUNS for mine in times):
+            for run, mine in turns:
+                warm_turn(run)
+                mine.extend(timed(run, TURN_SECONDS, TURN_RUNS))
+            turns.reverse()
+        for all_medians, mine in zip(medians, times, strict=True):
+            all_medians.append(float(np.median(mine)) / 1e6)
     return medians
 
 

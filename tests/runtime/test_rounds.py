@@ -1,0 +1,114 @@
+"""The rounds of a benchmark: turns, new processes, what they add up to."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from edgecv.measure import rounds
+from edgecv.measure.rounds import Pair, Rounds
+from edgecv.measure.telemetry import Machine
+
+
+class Processes:
+    """Stands for :class:`edgecv.measure.rounds.Child`; opening one takes ``opening`` seconds."""
+
+    def __init__(self, ms: float = 1.0, opening: float = 0.0) -> None:
+        self.ms, self.opening = ms, opening
+        self.opened: list[Processes.One] = []
+        self.turns: list[int] = []  # whose turn of inference it was
+
+    def __call__(self, command):
+        return Processes.One(self)
+
+    class One:
+        def __init__(self, all_: Processes) -> None:
+            self.all, self.peak, self.dead = all_, 10.0, False
+            all_.opened.append(self)
+
+        def send(self, request):
+            self.request = request
+
+        def receive(self, timeout):
+            assert not self.dead
+            do, number = self.request["do"], self.all.opened.index(self)
+            if do == "open":
+                time.sleep(self.all.opening)
+                description = {"sha256": self.request["model"], "load_ms": number, "file": "m"}
+                return {"description": description, "steady_s": self.all.ms / 1e3}
+            if do == "time":
+                if self.request["stage"] == "inference":
+                    self.all.turns.append(number)
+                return {"times": [int(self.all.ms * 1e6)], "cpu_ns": 0}
+            # the third process had the highest peak
+            peak = {"peak_rss_mb": 12.0 if number == 2 else 10.0, "rss_growth_mb": number}
+            named = {"provider": "CPU", "compute_precision": "fp32"}
+            return {**peak, **(named if self.request.get("readback") else {})}
+
+        def kill(self):
+            self.dead = True
+
+
+def measured(monkeypatch, stand_in, duration, names="a", **options):
+    monkeypatch.setattr(rounds, "Child", stand_in)
+    pairs = [Pair(name, "fake", {"model": name}) for name in names]
+    Rounds(pairs, duration, machine=Machine(Path("/nowhere")), **options).run()
+    assert all(one.dead for one in stand_in.opened)
+    return pairs
+
+
+def test_every_round_has_new_processes_where_opening_them_is_cheap(monkeypatch):
+    stand_in = Processes(opening=0.01)
+    (pair,) = measured(monkeypatch, stand_in, 0.2)
+    assert len(stand_in.opened) == pair.processes == len(pair.medians)
+    assert rounds.MIN_PROCESSES <= pair.processes <= 20
+    assert pair.description["load_ms"] == 0  # the first one's
+    wanted = {"provider": "CPU", "compute_precision": "fp32"}
+    assert pair.resources == {"peak_rss_mb": 12.0, "rss_growth_mb": 2, **wanted}
+
+
+def test_one_process_measures_all_rounds_where_opening_it_is_dear(monkeypatch):
+    stand_in = Processes(opening=0.05)
+    (pair,) = measured(monkeypatch, stand_in, 0.2)
+    assert (len(stand_in.opened), pair.processes, len(pair.medians)) == (1, 1, rounds.ROUNDS)
+    (pair,) = measured(monkeypatch, Processes(opening=0.05), 0.2, rounds=7)
+    assert (pair.processes, len(pair.medians)) == (1, 7)
+
+
+@pytest.mark.parametrize(("duration", "count"), [(0.2, 20), (20, 40), (1000, 60)])
+def test_a_longer_duration_has_more_rounds(monkeypatch, duration, count):
+    pair = Pair("m", "fake", {}, child=object(), steady_s=0.001, opening_s=duration / 100)
+    assert Rounds([pair], duration)._plan() == (count, True)
+    pair.opening_s = duration
+    assert Rounds([pair], duration)._plan() == (20, False)
+    pair.steady_s = duration / 28  # four runs in a slice
+    assert Rounds([pair], duration)._plan() == (7, False)
+
+
+def test_pairs_alternate_in_turns(monkeypatch):
+    """Forwards and backwards, so that each comes first as often as the other."""
+    stand_in = Processes(opening=1e-4)
+    pairs = measured(monkeypatch, stand_in, 0.24, "ab", rounds=2)
+    assert [len(slice_) for pair in pairs for slice_ in pair.times["inference"]] == [24] * 4
+    assert len(stand_in.turns) == 2 * 48
+    orders = [tuple(stand_in.turns[i : i + 2]) for i in range(0, 96, 2)]
+    assert set(orders) == {(0, 1), (1, 0)}
+    assert all(
+        first == second[::-1] for first, second in zip(orders[::2], orders[1::2], strict=True)
+    )
+
+
+def test_a_file_that_is_replaced_meanwhile_is_a_failure(monkeypatch):
+    stand_in = Processes()
+    monkeypatch.setattr(rounds, "Child", stand_in)
+    pair = Pair("a", "fake", {"model": "a"})
+
+    def progress(what, number, total):
+        if what == "rounds" and number == 3:
+            pair.request["model"] = "b"
+
+    Rounds([pair], 0.1, machine=Machine(Path("/nowhere")), progress=progress).run()
+    assert "was replaced" in str(pair.failure)
+    assert not pair.measured
