@@ -36,10 +36,12 @@ from edgecv.measure.scenarios import Plan
 from edgecv.measure.timing import timed
 from edgecv.model import Model
 from edgecv.runtimes import probe_backends
+from edgecv.spec import read_spec
 from edgecv.workflows.bench import bench
 
 PLANTED = 0.05
 PLANTED_FILE, BARE_FILE = "planted.onnx", "bare.onnx"  # the child plays these roles by file name
+PEER_FILE = "peer.onnx"
 TURN_SECONDS = 2.0  # of benchmark_app and `edgecv bench`, in turn
 
 
@@ -88,11 +90,11 @@ def bare(model: Model) -> Callable[[], object]:
     return lambda: session.run(None, feeds)
 
 
-def trial(folder: Path, role: str, backend: str, duration: float) -> dict[str, Any]:
-    """One comparison of the ready model with itself in ``role``."""
+def trial(model: Path, role: str, backend: str, duration: float) -> dict[str, Any]:
+    """One comparison of ``model`` with its copy in ``role``."""
     report = bench(
-        [folder / role],
-        baseline=folder / "model.onnx",
+        [model.with_name(role)],
+        baseline=model,
         backends=[backend],
         threads=1,
         duration=duration,
@@ -122,14 +124,18 @@ def openvino_app(model: Path, duration: float) -> float:
     """The median latency, in ms, that OpenVINO's benchmark_app reports on one thread."""
     app = Path(sys.executable).with_name("benchmark_app")
     command = [str(app)] if app.exists() else [sys.executable, "-m", "openvino.tools.benchmark"]
+    (tensor,) = read_spec(model).inputs
+    shape = [size if isinstance(size, int) else 1 for size in tensor.shape]
     flags = {
-        "-m": model, "-d": "CPU", "-api": "sync", "-nireq": 1, "-nthreads": 1, "-nstreams": 1,
+        "-m": model, "-data_shape": f"{tensor.name}{shape}".replace(" ", ""),
+        "-d": "CPU", "-api": "sync", "-nireq": 1, "-nthreads": 1, "-nstreams": 1,
         "-hint": "none", "-infer_precision": "f32", "-t": round(duration),
     }  # fmt: skip
     words = [str(word) for flag in flags.items() for word in flag]
     done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
     line = next(line for line in done.stdout.splitlines() if "Median:" in line)
-    return float(line.split("Median:")[1].split()[0])
+    value, unit = line.split("Median:")[1].split()  # microseconds, where it takes less than one ms
+    return float(value) * {"ms": 1.0, "us": 1e-3}[unit]
 
 
 def overhead_ns() -> dict[str, float]:
@@ -198,8 +204,14 @@ def main() -> None:
     parser.add_argument("--mode", choices=("short", "full"), default="short")
     parser.add_argument("--duration", type=float, help="seconds a pair; default: 3 or 12")
     parser.add_argument("--trials", type=int, help="of same and slower; default: 3 or 20")
-    parser.add_argument("--gap", type=float, help="seconds between two of same; default: 0 or 120")
+    parser.add_argument("--gap", type=float, help="seconds from one of same to the next; 0 or 120")
     parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument(
+        "--peer-model",
+        type=Path,
+        default=READY_MODEL,
+        help="what bare and openvino run; default: the ready model, of 64 pixels",
+    )
     parser.add_argument("-o", type=Path, help="JSON file, written after every trial")
     arguments = parser.parse_args()
     full = arguments.mode == "full"
@@ -216,6 +228,7 @@ def main() -> None:
         "gap_s": gap,
         "duration_s": duration,
         "backend": arguments.backend,
+        "peer_model": arguments.peer_model.name,
     }
     results = Results(arguments.o, settings)
     results.data["overhead_ns"] = overhead_ns()
@@ -230,19 +243,22 @@ def main() -> None:
         folder = Path(name)
         for file in ("model.onnx", *roles.values()):
             shutil.copy(READY_MODEL, folder / file)
+        for file in (PEER_FILE, BARE_FILE):
+            shutil.copy(arguments.peer_model, folder / file)
         seen: dict[str, int] = {}
-        ended = -math.inf  # the last trial of the file against itself
+        began = -math.inf  # the last trial of the file against itself
         for job in order:
             seen[job] = seen.get(job, 0) + 1
             if len(results.of(job)) >= seen[job]:
                 continue  # done in an earlier run
             if job == "openvino":
-                results.add(job, openvino_trial(folder / "model.onnx", duration))
+                results.add(job, openvino_trial(folder / PEER_FILE, duration))
             else:
                 if job == "same":
-                    time.sleep(max(0.0, ended + gap - time.monotonic()))
-                results.add(job, trial(folder, roles[job], arguments.backend, duration))
-                ended = time.monotonic() if job == "same" else ended
+                    time.sleep(max(0.0, began + gap - time.monotonic()))
+                    began = time.monotonic()
+                against = folder / (PEER_FILE if job == "bare" else "model.onnx")
+                results.add(job, trial(against, roles[job], arguments.backend, duration))
             last = results.of(job)[-1]
             print(job, json.dumps(last.get("ratio")), last.get("verdict", ""), flush=True)
     results.data["summary"] = summarize(results)
