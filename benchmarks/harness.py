@@ -218,7 +218,7 @@ def main() -> None:
     trials = arguments.trials or (20 if full else 3)
     gap = (120.0 if full else 0.0) if arguments.gap is None else arguments.gap
     duration = arguments.duration or (12.0 if full else 3.0)
-    others = max(1, trials // 4)
+    others = max(1, trials // 6)
     openvino = probe_backends().get("openvino")
     usable = openvino is not None and openvino.usable
     jobs = ["same"] * trials + ["slower"] * trials + ["bare"] * others

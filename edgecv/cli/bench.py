@@ -26,7 +26,7 @@ def command(
         str, typer.Option(metavar="single-stream|multi-stream|offline|server")
     ] = "single-stream",
     duration: Annotated[float, typer.Option(metavar="SEC", help="Per model and backend.")] = 3.0,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 20, fewer if slow.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Default: 20 to 60, by time.")] = None,
     latency_bound: Annotated[
         float, typer.Option(metavar="MS", help="Of the server scenario.")
     ] = 100.0,

@@ -16,8 +16,8 @@ WARMUP_SECONDS, WARMUP_RUNS = 0.3, 3  # whichever is longer: caches fill, clocks
 MIN_RUNS = 10
 # What is compared alternates in turns this short: on a shared machine neighbours come and go within
 # a second, and what lies within one turn of the other sees the same of them.
-TURN_SECONDS, TURN_RUNS = 0.005, 2  # whichever is longer
-TURN_WARMUP_NS = 1_000_000  # after another one had the caches
+TURN_SECONDS, TURN_RUNS = 0.005, 3  # whichever is longer
+TURN_WARMUP_NS, TURN_WARMUP_RUNS = 3_000_000, 2  # after another one had the caches
 
 
 def warm_up(run: Callable[[], object], seconds: float = WARMUP_SECONDS) -> None:
@@ -46,9 +46,10 @@ def timed(run: Callable[[], object], duration: float, least: int = MIN_RUNS) -> 
 
 
 def warm_turn(run: Callable[[], object]) -> None:
-    """Call ``run`` for :data:`TURN_WARMUP_NS`, at least once; nothing is kept."""
+    """Call ``run`` until its code and weights are in the caches again; nothing is kept."""
     until = time.perf_counter_ns() + TURN_WARMUP_NS
-    run()
+    for _ in range(TURN_WARMUP_RUNS):
+        run()
     while time.perf_counter_ns() < until:
         run()
 

@@ -115,7 +115,8 @@ def bench(
     """Measure every model on every backend, in turns.
 
     ``scenario``: see :mod:`edgecv.measure.scenarios`. ``duration`` is seconds of measuring
-    inference per pair, spread over ``rounds`` (default: 20, fewer for slow models); the other
+    inference per pair, spread over ``rounds`` (default: 20, fewer for slow models, up to 60 for a
+    longer ``duration``, which pays for new processes in every round as well); the other
     stages take half as much again. ``baseline`` is measured along with the models and each is
     judged against it; ``compare`` judges them against an earlier report of this machine.
     ``child`` is the command that measures one pair.

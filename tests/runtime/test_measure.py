@@ -127,7 +127,7 @@ def test_the_search_finds_the_highest_rate_that_keeps_the_bound():
 
 
 def test_what_warms_a_slice_up_is_not_the_neighbours_work():
-    """A slow model's run before each turn is a third of its time."""
+    """A slow model's two runs before each turn are a third of its time."""
 
     def run():
         until = time.process_time_ns() + 5_000_000
@@ -138,7 +138,7 @@ def test_what_warms_a_slice_up_is_not_the_neighbours_work():
     session.stages, session.cpu_ns, session.wall_ns = {"inference": run}, 0, 0
     reply = session.time({"stage": "inference", "seconds": 0.0, "least": 1})
     assert len(reply["times"]) == 1
-    assert 5_000_000 <= session.cpu_ns <= reply["cpu_ns"] - 5_000_000
+    assert 5_000_000 <= session.cpu_ns <= reply["cpu_ns"] - 2 * 5_000_000
     reply = session.serve({"rate": 1000.0, "seconds": 0.002, "seed": 0})
     assert reply["cpu_ns"] >= 3 * 5_000_000
 
