@@ -59,8 +59,9 @@ def by_turns(
 ) -> list[list[float]]:
     """The median of each of ``runs`` in each round, in milliseconds, after a warm-up.
 
-    In a round each has ``seconds`` and :data:`MIN_RUNS` runs, in turns: what the machine does to a
-    round it does to all, and :func:`edgecv.measure.statistics.ratio` compares them round by round.
+    In a round each has ``seconds``, and one turn at least: what the machine does to a round it does
+    to all, and :func:`edgecv.measure.statistics.ratio` compares them round by round. For runs on
+    one thread: a runtime's other threads would spin on into the next one's turn.
     """
     for run in runs:
         warm_up(run)
@@ -68,7 +69,7 @@ def by_turns(
     for _ in range(rounds):
         times = [array("q") for _ in runs]
         turns = list(zip(runs, times, strict=True))
-        while any(sum(mine) < seconds * 1e9 or len(mine) < MIN_RUNS for mine in times):
+        while any(sum(mine) < seconds * 1e9 for mine in times):
             for run, mine in turns:
                 warm_turn(run)
                 mine.extend(timed(run, TURN_SECONDS, TURN_RUNS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -98,6 +100,49 @@ def test_pairs_alternate_in_turns(monkeypatch):
     assert all(
         first == second[::-1] for first, second in zip(orders[::2], orders[1::2], strict=True)
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stopped on Linux only")
+def test_a_process_runs_only_while_it_owes_an_answer():
+    echo = (
+        "import json, sys\n"
+        "for line in sys.stdin: print(json.dumps({'id': json.loads(line)['id']}), flush=True)"
+    )
+    child = rounds.Child([sys.executable, "-c", echo])
+    try:
+        for _ in range(3):
+            child.send({"do": "nothing"})
+            assert child.receive(20) == {}
+            status = Path(f"/proc/{child._process.pid}/stat")
+            until = time.monotonic() + 10
+            while (state := status.read_text().rpartition(")")[2].split()[0]) != "T":
+                assert time.monotonic() < until, state
+    finally:
+        child.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stopped on Linux only")
+def test_a_parent_that_is_killed_leaves_no_stopped_process(tmp_path):
+    script = (
+        "import sys, time\n"
+        "from edgecv.measure.ready import READY_MODEL\n"
+        "from edgecv.measure.rounds import Child\n"
+        "child = Child()\n"
+        "child.send({'do': 'open', 'warmup': 0.0, 'model': str(READY_MODEL), 'threads': 1,\n"
+        "            'backend': 'auto', 'batch': None, 'scenario': 'single-stream'})\n"
+        "child.receive(60)\n"
+        "print(child._process.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    left = Path(f"/proc/{parent.stdout.readline().strip()}")
+    assert left.name.isdigit()
+    parent.kill()
+    parent.communicate()
+    until = time.monotonic() + 10
+    while left.exists() and "Z" not in (left / "stat").read_text().rpartition(")")[2]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_file_that_is_replaced_meanwhile_is_a_failure(monkeypatch):
