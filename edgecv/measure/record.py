@@ -25,7 +25,7 @@ from edgecv.measure.statistics import (
     MEANINGFUL,
     NOISY_HALF_WIDTH,
     Interval,
-    ratio,
+    ratio_by_turns,
     ratio_of_sessions,
     spread,
 )
@@ -137,14 +137,17 @@ def _noise(pair: Pair) -> dict[str, Any]:
     return {"noisy": bool(reasons), "reasons": reasons, **found}
 
 
-def comparisons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every record's time per picture against the first one's, by rounds."""
-    if not records or "round_p50_ms" not in records[0]:
-        return []
-    first, found = records[0], []
-    for record in records[1:]:
-        interval = ratio(_per_picture(record), _per_picture(first))
+# What was asked for and its record: one of several that were measured in turns
+Measured = tuple[Pair, Mapping[str, Any]]
+
+
+def comparisons(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Every record's time per picture against the first one's, turn by turn."""
+    found: list[dict[str, Any]] = []
+    for new in measured[1:]:
+        interval = _against(new, measured[0])
         if interval is not None:
+            record, first = new[1], measured[0][1]
             found.append(
                 {
                     "model": record["file"],
@@ -156,26 +159,33 @@ def comparisons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def judge_baseline(
-    records: Sequence[tuple[str, Mapping[str, Any]]], baseline: str
-) -> list[Verdict]:
-    """New against old, measured in the same rounds; ``baseline`` is the old file's path.
+def judge_baseline(measured: Sequence[Measured], baseline: str) -> list[Verdict]:
+    """New against old, measured in turns; ``baseline`` is the old file's path.
 
-    Each record comes with the backend that was asked for, by which old and new belong together:
-    ``auto`` may be another one for either.
+    Old and new belong together by the backend that was asked for: ``auto`` may be another one for
+    either.
     """
-    old = {asked: record for asked, record in records if record["path"] == baseline}
+    old = {one[0].backend: one for one in measured if one[0].path == baseline}
     return [
         Verdict(
             record["file"],
             record["backend"],
             baseline,
-            ratio(_per_picture(record), _per_picture(old[asked])),
+            _against((pair, record), old[pair.backend]),
             MEANINGFUL,
         )
-        for asked, record in records
-        if record["path"] != baseline and asked in old
+        for pair, record in measured
+        if pair.path != baseline and pair.backend in old
     ]
+
+
+def _against(new: Measured, old: Measured) -> Interval | None:
+    """The ratio of their times per picture."""
+    return ratio_by_turns(*([_scaled(turns, one) for turns in one[0].turns] for one in (new, old)))
+
+
+def _scaled(turns: Sequence[float], one: Measured) -> list[float]:
+    return [time / one[1]["pictures_per_query"] for time in turns]
 
 
 def judge_session(

@@ -144,7 +144,11 @@ def _ending(code: int) -> str:
 
 @dataclass
 class Pair:
-    """One model on one backend, and everything that was measured of it."""
+    """One model on one backend, and everything that was measured of it.
+
+    ``times`` are nanoseconds by stage and round, ``turns`` the medians of each round's turns of
+    inference.
+    """
 
     path: str
     backend: str
@@ -155,6 +159,7 @@ class Pair:
     opening_s: float = 0.0
     processes: int = 0  # that measured, one after the other
     times: dict[str, list[array[int]]] = field(default_factory=lambda: {s: [] for s in STAGES})
+    turns: list[list[float]] = field(default_factory=list)
     watch: Watch | None = None
     search: RateSearch | None = None
     resources: dict[str, Any] = field(default_factory=dict)
@@ -194,6 +199,10 @@ class Pair:
         if len(self.times[stage]) == step:
             self.times[stage].append(array("q"))
         self.times[stage][step].extend(times)
+        if stage == "inference":
+            if len(self.turns) == step:
+                self.turns.append([])
+            self.turns[step].append(float(np.median(times)))
 
     def fail(self, error: ChildFailed) -> None:
         self.failure = error

@@ -1,8 +1,9 @@
 """Ratios of interleaved measurements, how sure they are, and when a run counts as noisy.
 
-Two programs are measured in turns: each round gives one median of either. What the machine does
-to a round (a clock that sinks, a neighbour that wakes) it does to both, so the ratio within a round
-is steadier than either time. The ratio reported is the geometric mean of the rounds' ratios after
+Two programs are measured in turns: each round gives one ratio, of its two medians or, steadier, of
+the medians of turns next to each other, without the lowest and highest fifth. What the machine does
+to a turn (a clock that sinks, a neighbour that wakes) it does to both, so the ratio within it is
+steadier than either time. The ratio reported is the geometric mean of the rounds' ratios after
 the lowest and highest fifth are set aside, and its interval is a percentile bootstrap (Efron,
 1979) over rounds. In simulation (normal and t-distributed rounds with 2 degrees of freedom, 12 to
 60 rounds) the 99% interval held the truth in 97 to 99% of cases; 95% intervals would be wrong in
@@ -59,6 +60,19 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interva
         return None
     logs = np.log(np.asarray(numerators[:count])) - np.log(np.asarray(denominators[:count]))
     return _exponential(_center(logs), _bootstrap(logs))
+
+
+def ratio_by_turns(
+    numerators: Sequence[Sequence[float]], denominators: Sequence[Sequence[float]]
+) -> Interval | None:
+    """:func:`ratio` of two programs that alternated within each round: for each round the times of
+    its turns (positive; what the other has no turn for, where Ctrl-C came, is left out)."""
+    rounds = []
+    for mine, theirs in zip(numerators, denominators, strict=False):
+        count = min(len(mine), len(theirs))
+        logs = np.log(np.asarray(mine[:count])) - np.log(np.asarray(theirs[:count]))
+        rounds.append(float(np.exp(_center(logs))))
+    return ratio(rounds, [1.0] * len(rounds))
 
 
 def ratio_of_sessions(new: Sequence[float], old: Sequence[float]) -> Interval | None:

@@ -50,13 +50,14 @@ class BenchReport:
     failures: tuple[Failure, ...] = ()
     partial: bool = False
     verdicts: tuple[Verdict, ...] = ()
+    comparisons: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "environment": self.environment,
             "records": list(self.records),
-            "comparisons": comparisons(self.records),
+            "comparisons": list(self.comparisons),
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "failures": [asdict(failure) for failure in self.failures],
             "partial": self.partial,
@@ -148,7 +149,7 @@ def bench(
     )
     work.run()
     measured = [
-        (pair.backend, record)
+        (pair, record)
         for pair in pairs
         if (pair.measured or not pair.failure) and (record := record_of(pair))
     ]
@@ -158,7 +159,8 @@ def bench(
         verdicts += judge_baseline(measured, str(paths[0]))
     if old is not None and records:
         verdicts += judge_session(records, old, os.fspath(compare or ""))
-    return BenchReport(here, records, _failures(pairs), work.partial, tuple(verdicts))
+    compared = tuple(comparisons(measured))
+    return BenchReport(here, records, _failures(pairs), work.partial, tuple(verdicts), compared)
 
 
 def _check(scenario: str, duration: float, latency_bound_ms: float, *, judged: bool) -> None:

@@ -18,7 +18,7 @@ from edgecv.measure.record import Verdict, judge_baseline, record_of
 from edgecv.measure.report import number, pareto
 from edgecv.measure.rounds import Pair, Rounds
 from edgecv.measure.scenarios import Plan, RateSearch, plan, serve
-from edgecv.measure.statistics import Interval, ratio, ratio_of_sessions, spread
+from edgecv.measure.statistics import Interval, ratio, ratio_by_turns, ratio_of_sessions, spread
 from edgecv.measure.telemetry import Counters, Machine, Sample, Watch, settings
 from edgecv.measure.timing import by_turns, needed, percentiles, timed, warm_up
 from edgecv.runtimes.base import Probe
@@ -157,12 +157,32 @@ def test_a_servers_energy_is_shared_by_all_queries_and_its_rate_is_in_pictures()
 
 def test_a_baseline_is_matched_by_the_backend_that_was_asked_for():
     """An engine and the file that it replaces open on two backends, both by `auto`."""
-    shape = {"file": "m", "pictures_per_query": 1}
-    old = {**shape, "path": "old.onnx", "backend": "onnxruntime", "round_p50_ms": [1.0] * 9}
-    new = {**shape, "path": "new.engine", "backend": "tensorrt", "round_p50_ms": [2.0] * 9}
-    (verdict,) = judge_baseline([("auto", old), ("auto", new)], "old.onnx")
-    assert verdict.word == "regression"
-    assert judge_baseline([("openvino", old), ("auto", new)], "old.onnx") == []
+
+    def measured(path, asked, ran, milliseconds):
+        record = {"file": "m", "pictures_per_query": 1, "backend": ran}
+        return Pair(path, asked, {}, turns=[[milliseconds] * 3] * 9), record
+
+    old = measured("old.onnx", "auto", "onnxruntime", 1.0)
+    new = measured("new.engine", "auto", "tensorrt", 2.0)
+    (verdict,) = judge_baseline([old, new], "old.onnx")
+    assert (verdict.word, verdict.interval.value) == ("regression", pytest.approx(2))
+    other = measured("old.onnx", "openvino", "openvino", 1.0)
+    assert judge_baseline([other, new], "old.onnx") == []
+
+
+def test_a_ratio_is_taken_within_turns():
+    """The machine is twice as slow for half of the turns, others in each round."""
+    rng = np.random.default_rng(0)
+    slow = np.where(rng.random((12, 40)) < 0.5, 2.0, 1.0)
+    noise = 1 + 0.01 * rng.standard_normal((2, 12, 40))
+    old, new = (slow * noise[0]).tolist(), (1.03 * slow * noise[1]).tolist()
+    new[3][5] *= 50  # what hits one turn alone is no part of it
+    found = ratio_by_turns(new, old)
+    assert found.low <= 1.03 <= found.high
+    assert found.half_width < 0.004  # 1% of noise
+    new[-1] = new[-1][:7]  # Ctrl-C
+    assert ratio_by_turns(new, old).value == pytest.approx(1.03, abs=0.004)
+    assert ratio_by_turns(new[:4], old[:4]) is None
 
 
 def test_a_model_that_loads_slowly_may_take_its_time_to_say_what_it_used(monkeypatch):
