@@ -1,6 +1,6 @@
 """Does the measuring hold? The harness measured with itself.
 
-``--mode short`` (two minutes) shows that it works; ``--mode full`` (an hour and a half) is the
+``--mode short`` (two minutes) shows that it works; ``--mode full`` (two hours) is the
 proof: 20 pairs of runs of the same model, two minutes apart, and between them 20 with 5% planted. A
 run that was cut off goes on where it was when the same ``-o`` is given.
 
@@ -202,7 +202,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--mode", choices=("short", "full"), default="short")
-    parser.add_argument("--duration", type=float, help="seconds a pair; default: 3 or 12")
+    parser.add_argument("--duration", type=float, help="seconds a pair; default: 3 or 20")
     parser.add_argument("--trials", type=int, help="of same and slower; default: 3 or 20")
     parser.add_argument("--gap", type=float, help="seconds from one of same to the next; 0 or 120")
     parser.add_argument("--backend", default="onnxruntime")
@@ -217,7 +217,7 @@ def main() -> None:
     full = arguments.mode == "full"
     trials = arguments.trials or (20 if full else 3)
     gap = (120.0 if full else 0.0) if arguments.gap is None else arguments.gap
-    duration = arguments.duration or (12.0 if full else 3.0)
+    duration = arguments.duration or (20.0 if full else 3.0)
     others = max(1, trials // 6)
     openvino = probe_backends().get("openvino")
     usable = openvino is not None and openvino.usable

@@ -318,9 +318,10 @@ class Rounds:
 
     def _turns(self, stage: str, steps: int) -> int:
         """In how many turns the slice of a stage is measured: inference is what ratios are of."""
-        if stage != "inference" or self.latency_bound_ms is not None:
+        alive = [pair for pair in self.pairs if pair.alive]
+        if stage != "inference" or self.latency_bound_ms is not None or len(alive) < 2:
             return 1
-        slowest = max((pair.steady_s for pair in self.pairs if pair.alive), default=1.0)
+        slowest = max(pair.steady_s for pair in alive)
         return max(1, int(self.duration / steps / max(TURN_SECONDS, TURN_RUNS * slowest)))
 
     def _measure(

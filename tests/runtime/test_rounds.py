@@ -66,6 +66,7 @@ def test_every_round_has_new_processes_where_opening_them_is_cheap(monkeypatch):
     (pair,) = measured(monkeypatch, stand_in, 0.2)
     assert len(stand_in.opened) == pair.processes == len(pair.medians)
     assert rounds.MIN_PROCESSES <= pair.processes <= 20
+    assert len(stand_in.turns) == pair.processes  # with nobody to alternate with
     assert pair.description["load_ms"] == 0  # the first one's
     wanted = {"provider": "CPU", "compute_precision": "fp32"}
     assert pair.resources == {"peak_rss_mb": 12.0, "rss_growth_mb": 2, **wanted}
