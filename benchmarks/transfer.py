@@ -1,7 +1,8 @@
 """Transfer learning against training from scratch, on a hundred pictures a class.
 
 Two classes of CIFAR-10, MobileNetV2 at 128 pixels. The test pictures are never learned from, and no
-setting was chosen by them: every epoch's score is of a part of the learned set.
+setting was chosen by them: every epoch's score is of a part of the learned set. Each run is written
+as soon as it is done, and is not run again when the same ``-o`` is given on the same machine.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import save
+from record import kept, save
 
 from edgecv import models
 from edgecv.export.weights import load_into, read_state_dict
+from edgecv.measure.machine import environment
+from edgecv.measure.record import machine_id
 from edgecv.spec import Preparation
 from edgecv.train.classify import ClassificationTask, ClassifySettings
 from edgecv.train.data import load_pictures
@@ -68,11 +71,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the CIFAR-10 zips")
     parser.add_argument("--initial", type=Path, required=True, help="ImageNet weights")
     parser.add_argument("--classes", default="cat,dog")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("-o", type=Path, help="JSON file")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("-o", type=Path, help="JSON file, written after every run")
     arguments = parser.parse_args()
     classes = sorted(arguments.classes.split(","))
-    rows = []
+    what = {
+        "classes": classes,
+        "settings": {name: {**COMMON, **settings} for name, settings in RUNS.items()},
+    }
+
+    def done() -> dict[tuple[int, str], dict[str, Any]]:
+        """The file's runs, by seed and name: those of the same settings on this machine."""
+        here = machine_id(environment())
+        same = here == machine_id({"cpu": None, **kept(arguments.o, "environment")})
+        if not same or any(kept(arguments.o, key) != value for key, value in what.items()):
+            return {}
+        return {(run["seed"], run["run"]): run for run in kept(arguments.o, "runs")}
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         extract(arguments.data / "cifar10_train.zip", classes, 100, folder / "train")
@@ -80,8 +95,10 @@ def main() -> None:
         preparation = Preparation(SIZE, SIZE, resize=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
         test = load_pictures(folder / "test", preparation)
         scorer = ClassificationTask(test, test, preparation, ClassifySettings())
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             for name, settings in RUNS.items():
+                if (seed, name) in done():
+                    continue
                 table = {**COMMON, **settings, "seed": seed}
                 if "transfer" in table:
                     table["initial"] = str(arguments.initial.resolve())
@@ -94,16 +111,13 @@ def main() -> None:
                 load_into(net, read_state_dict(result.weights), str(result.weights))
                 with torch.no_grad():
                     top1 = scorer.evaluate(net.eval())["top1"]
-                rows.append({"run": name, "seed": seed, "top1": top1, "seconds": round(seconds, 1)})
-                print(f"{name:18} seed {seed}: {top1:.2%} of {len(test.labels)}, {seconds:.0f} s")
-    save(
-        arguments.o,
-        "transfer/1",
-        classes=classes,
-        pictures={"learned": 200, "tested": len(test.labels)},
-        settings={name: {**COMMON, **settings} for name, settings in RUNS.items()},
-        runs=rows,
-    )
+                row = {"run": name, "seed": seed, "top1": top1, "seconds": round(seconds, 1)}
+                rows = done() | {(seed, name): row}
+                pictures = {"learned": 200, "tested": len(test.labels)}
+                runs = [rows[key] for key in sorted(rows)]
+                save(arguments.o, "transfer/1", **what, pictures=pictures, runs=runs)
+                tested = f"{top1:.2%} of {len(test.labels)}"
+                print(f"{name:18} seed {seed}: {tested}, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
