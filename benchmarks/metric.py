@@ -14,6 +14,7 @@ was when the same ``--work`` is given.
 from __future__ import annotations
 
 import argparse
+import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -119,7 +120,7 @@ def trained(
         print(f"{name}: {text}", flush=True)
 
     result = train_recipe(recipe, data, settings, folder, say=say)
-    log = [line for line in (folder / "log.jsonl").read_text().splitlines() if line]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines() if line]
     return {"scores": dict(result.scores), "epochs": len(log), "log": log}
 
 
@@ -150,7 +151,7 @@ def main() -> None:
                 options.output,
                 "metric/1",
                 train={**load_recipe(RECIPE).train, "set": options.set},
-                per_class=options.per_class,
+                **({"per_class": options.per_class} if options.per_class else {}),
                 rows=rows,
             )
 
