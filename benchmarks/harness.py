@@ -241,7 +241,7 @@ def main() -> None:
     roles = {"same": "copy.onnx", "slower": PLANTED_FILE, "bare": BARE_FILE}
     with tempfile.TemporaryDirectory(prefix="edgecv-harness-") as name:
         folder = Path(name)
-        for file in ("model.onnx", *roles.values()):
+        for file in ("model.onnx", roles["same"], roles["slower"]):
             shutil.copy(READY_MODEL, folder / file)
         for file in (PEER_FILE, BARE_FILE):
             shutil.copy(arguments.peer_model, folder / file)

@@ -83,7 +83,7 @@ def main() -> None:
     def done() -> dict[tuple[int, str], dict[str, Any]]:
         """The file's runs, by seed and name: those of the same settings on this machine."""
         here = machine_id(environment())
-        same = here == machine_id({"cpu": None, **kept(arguments.o, "environment")})
+        same = here == machine_id(kept(arguments.o, "environment"))
         if not same or any(kept(arguments.o, key) != value for key, value in what.items()):
             return {}
         return {(run["seed"], run["run"]): run for run in kept(arguments.o, "runs")}

@@ -55,11 +55,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interva
 
     None below :data:`MIN_ROUNDS` rounds.
     """
-    count = min(len(numerators), len(denominators))
-    if count < MIN_ROUNDS:
-        return None
-    logs = np.log(np.asarray(numerators[:count])) - np.log(np.asarray(denominators[:count]))
-    return _exponential(_center(logs), _bootstrap(logs))
+    return _interval(_log_ratios(numerators, denominators))
 
 
 def ratio_by_turns(
@@ -67,12 +63,8 @@ def ratio_by_turns(
 ) -> Interval | None:
     """:func:`ratio` of two programs that alternated within each round: for each round the times of
     its turns (positive; what the other has no turn for, where Ctrl-C came, is left out)."""
-    rounds = []
-    for mine, theirs in zip(numerators, denominators, strict=False):
-        count = min(len(mine), len(theirs))
-        logs = np.log(np.asarray(mine[:count])) - np.log(np.asarray(theirs[:count]))
-        rounds.append(float(np.exp(_center(logs))))
-    return ratio(rounds, [1.0] * len(rounds))
+    rounds = zip(numerators, denominators, strict=False)
+    return _interval(np.array([_center(_log_ratios(mine, theirs)) for mine, theirs in rounds]))
 
 
 def ratio_of_sessions(new: Sequence[float], old: Sequence[float]) -> Interval | None:
@@ -93,6 +85,20 @@ def spread(medians: Sequence[float]) -> float | None:
         return None
     logs = np.log(np.asarray(medians))
     return _exponential(_center(logs), _bootstrap(logs)).half_width / float(np.exp(_center(logs)))
+
+
+def _log_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> NDArray[np.float64]:
+    """As far as there are both."""
+    count = min(len(numerators), len(denominators))
+    logs: NDArray[np.float64] = np.log(numerators[:count]) - np.log(denominators[:count])
+    return logs
+
+
+def _interval(rounds: NDArray[np.float64]) -> Interval | None:
+    """Of the rounds' log ratios."""
+    if len(rounds) < MIN_ROUNDS:
+        return None
+    return _exponential(_center(rounds), _bootstrap(rounds))
 
 
 def _exponential(center: float, resampled: NDArray[np.float64]) -> Interval:
