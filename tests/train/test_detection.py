@@ -100,7 +100,11 @@ KINDS = {
     "grid": ("grid", "yolo-grid", ""),
     "one": ("one", "yolo-end2end", ""),
 }
-EPOCHS = {"v2": 10, "v3": 10, "v5": 10, "yolox": 50, "grid": 10, "one": 40}
+# Last digits differ from processor to processor, so a test may rest on no lucky run: these learn
+# from each of eight seeds and more. YOLOX's with less weight on boxes, or in one run of five so
+# small a net keeps brightness alone, which is enough for boxes, and never sees a colour again.
+EPOCHS = {"v2": 10, "v3": 10, "v5": 10, "yolox": 50, "grid": 15, "one": 80}
+DETECT = {"v5": 'anchors = "kmeans"', "yolox": "box = 1"}
 OPTIONS = {
     "yolo-anchors": (
         '{ decoded = false, activated = false, layout = "channels-first", strides = [8], '
@@ -156,7 +160,7 @@ def write_recipe(folder: Path, name: str, epochs: int = 3, rest: str = "") -> Pa
 @pytest.mark.parametrize("name", KINDS)
 def test_learns_two_shapes_and_scores_the_same_through_onnx(name, tmp_path):
     write_shapes(tmp_path / "shapes", 24, 1 if name == "one" else 2)
-    rest = '[train.detect]\nanchors = "kmeans"' if name == "v5" else ""
+    rest = f"[train.detect]\n{DETECT[name]}" if name in DETECT else ""
     recipe = write_recipe(tmp_path, name, EPOCHS[name], rest)
     said: list[str] = []
     result = train_recipe(str(recipe), tmp_path, [], tmp_path / "run", say=said.append)
