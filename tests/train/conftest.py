@@ -51,23 +51,28 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def draw(kind: str, rng: np.random.Generator) -> Image.Image:
-    """A bright disc or square somewhere on a dark, noisy ground."""
+COLORS = {"disc": (250, 220, 70), "square": (70, 120, 250)}
+
+
+def draw(kind: str, rng: np.random.Generator, colored: bool = False) -> Image.Image:
+    """A bright disc or square somewhere on a dark, noisy ground, of any color or of its kind's."""
     picture = Image.fromarray(rng.integers(0, 60, (SIZE, SIZE, 3), np.uint8))
     x, y = rng.integers(1, SIZE - 9, 2).tolist()
     shape = ImageDraw.Draw(picture)
     box, color = (x, y, x + 8, y + 8), tuple(rng.integers(120, 255, 3).tolist())
+    if colored:
+        color = COLORS[kind]
     (shape.ellipse if kind == "disc" else shape.rectangle)(box, fill=color)
     return picture
 
 
-def write_pictures(folder: Path, count: int = 20, seed: int = 0) -> Path:
-    """``count`` discs and as many squares, a folder each."""
+def write_pictures(folder: Path, count: int = 20, seed: int = 0, colored: bool = False) -> Path:
+    """``count`` discs and as many squares, a folder each; by color they are told apart easily."""
     rng = np.random.default_rng(seed)
     for kind in ("disc", "square"):
         (folder / kind).mkdir(parents=True)
         for i in range(count):
-            draw(kind, rng).save(folder / kind / f"{i:03}.png")
+            draw(kind, rng, colored).save(folder / kind / f"{i:03}.png")
     return folder
 
 

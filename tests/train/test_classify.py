@@ -29,6 +29,7 @@ from edgecv.train.task import Batch
 from edgecv.train.transfer import freeze_up_to, head_of, tail_of, unfreeze_from
 from edgecv.workflows.startweights import start_from
 from edgecv.workflows.train import RateResult, read_table, train_recipe
+from tests.train.conftest import write_pictures
 
 PREPARATION = Preparation(16, 16, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -285,10 +286,11 @@ def test_the_saved_recipe_finds_the_users_module_again(recipe, pictures, tmp_pat
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, pictures, tmp_path, cached):
+def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, tmp_path, cached):
     """The recipe has other labels and no [train]: a new head learns the folder's classes."""
     import edgecv
 
+    pictures = write_pictures(tmp_path / "pictures", colored=True)
     text = recipe.read_text().split("[train]")[0]
     recipe.write_text(text.replace('"disc", "square"', '"a", "b", "c"'))
     torch.save(_net(tmp_path, 3).state_dict(), tmp_path / "start.pth")
@@ -307,7 +309,7 @@ def test_transfer_from_a_folder_to_a_file_that_predicts(recipe, pictures, tmp_pa
     )
     assert "classes: disc, square" in said
     assert result.weights.name == "tiny-pictures.safetensors"
-    assert result.scores["top1"] > 0.7
+    assert result.scores["top1"] > 0.7  # from each of eight seeds it is 1
     log = json.loads(result.log.read_text())
     assert log["stored"] == result.scores
     assert len(log["epochs"]) == 50
