@@ -393,9 +393,12 @@ def crash(folder, stop, count, kill_after=None):
         first = child.stdout.readline()  # it is at work: the imports are behind it
         time.sleep(kill_after)
         child.kill()
-        lines = (first + child.communicate()[0]).splitlines()
+        said = first + child.communicate()[0]
     else:
-        lines = child.communicate()[0].splitlines()
+        said = child.communicate()[0]
+    # killed within a line it has said half of it: what it was about to start has not begun, and
+    # what it has done stands as started
+    lines = said[: said.rfind("\n") + 1].splitlines()
     state = {}
     for line in lines:
         word, verb, number = line.split() if line != "end" else ("end", "", "")
