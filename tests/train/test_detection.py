@@ -101,7 +101,7 @@ KINDS = {
     "one": ("one", "yolo-end2end", ""),
 }
 # Last digits differ from processor to processor, so a test may rest on no lucky run: these learn
-# from each of eight seeds and more. YOLOX's with less weight on boxes, or in one run of five so
+# from each of eight seeds and more. YOLOX's with less weight on boxes, or in one run of six so
 # small a net keeps brightness alone, which is enough for boxes, and never sees a colour again.
 EPOCHS = {"v2": 10, "v3": 10, "v5": 10, "yolox": 50, "grid": 15, "one": 80}
 DETECT = {"v5": 'anchors = "kmeans"', "yolox": "box = 1"}
