@@ -43,7 +43,7 @@ def main() -> None:
     file = export(str(done.recipe), output=folder / f"{a.recipe}.onnx").path
     found = evaluate(file, a.data, backend="onnxruntime", classes=CLASSES.get(a.recipe))
     through_onnx = {key: value for key, value in found.to_dict().items() if key in SCORES}
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines() if line]
+    log = json.loads(done.log.read_text())["epochs"]
     print(f"as stored {dict(done.scores)}, through ONNX {through_onnx}")
     results = {
         **kept(a.o, "results"),

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from record import kept, save
+from record import from_here, kept, save
 
 from edgecv.measure import child, selftest
 from edgecv.measure.machine import environment
@@ -151,7 +151,7 @@ class Results:
         here = machine_id(environment())
         self.path = path
         self.data: dict[str, Any] = {"machine_id": here, "settings": settings, "trials": {}}
-        if kept(path, "settings") == settings and kept(path, "machine_id") == here:
+        if from_here(path, settings=settings):
             self.data["trials"] = trials = kept(path, "trials")
             print(f"going on with {sum(map(len, trials.values()))} trials of {path}")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgecv.files import write_json
 from edgecv.measure.machine import environment, installed
+from edgecv.measure.record import machine_id
 
 
 def stamp(peers: Sequence[str] = ()) -> dict[str, Any]:
@@ -34,3 +35,10 @@ def kept(path: Path | None, key: str) -> Any:
     if path is None or not path.exists():
         return {}
     return json.loads(path.read_text()).get(key, {})
+
+
+def from_here(path: Path | None, **content: Any) -> bool:
+    """Whether an earlier run has left the file on this machine, with this ``content`` in it."""
+    here = machine_id(environment())
+    same = machine_id(kept(path, "environment")) == here
+    return same and all(kept(path, key) == value for key, value in content.items())

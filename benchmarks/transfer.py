@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import kept, save
+from record import from_here, kept, save
 
 from edgecv import models
 from edgecv.export.weights import load_into, read_state_dict
-from edgecv.measure.machine import environment
-from edgecv.measure.record import machine_id
 from edgecv.spec import Preparation
 from edgecv.train.classify import ClassificationTask, ClassifySettings
 from edgecv.train.data import load_pictures
@@ -82,9 +80,7 @@ def main() -> None:
 
     def done() -> dict[tuple[int, str], dict[str, Any]]:
         """The file's runs, by seed and name: those of the same settings on this machine."""
-        here = machine_id(environment())
-        same = here == machine_id(kept(arguments.o, "environment"))
-        if not same or any(kept(arguments.o, key) != value for key, value in what.items()):
+        if not from_here(arguments.o, **what):
             return {}
         return {(run["seed"], run["run"]): run for run in kept(arguments.o, "runs")}
 
