@@ -19,9 +19,7 @@ print(os.environ["THP_MEM_ALLOC_ENABLE"])
 """
 
 
-@pytest.mark.parametrize(
-    ("settings", "wanted"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")]
-)
+@pytest.mark.parametrize(("settings", "wanted"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
 def test_huge_pages_are_asked_for_unless_the_user_declines(settings, wanted):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("THP_")}
     done = subprocess.run(
