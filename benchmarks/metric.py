@@ -155,8 +155,9 @@ def main() -> None:
         rows.append({"row": "untrained", "seed": seed, "scores": untrained(data, settings)})
         for name in options.rows:
             recipe = pair if "siamese" in name else RECIPE
-            own = ROWS.get(name) or [*TUNED[name], f"initial={_weights(START, options.work, seed)}"]
             folder = _folder(name, options.work, seed)
+            start = _folder(START, options.work, seed).resolve() / f"{RECIPE}.safetensors"
+            own = ROWS.get(name) or [*TUNED[name], f"initial={start}"]
             run = trained(name, recipe, data, [*settings, *own], folder)
             rows.append({"row": name, "seed": seed, **run})
             _show(rows)
@@ -171,10 +172,6 @@ def main() -> None:
 
 def _folder(row: str, work: Path, seed: int) -> Path:
     return work / f"{row.replace(', ', '-').replace(' ', '-')}-{seed}"
-
-
-def _weights(row: str, work: Path, seed: int) -> Path:
-    return (_folder(row, work, seed) / f"{RECIPE}.safetensors").resolve()
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
