@@ -39,9 +39,11 @@ ROWS = {
     "triplet, hard": ["metric.mining=hard"],
     "triplet, semi-hard": ["metric.mining=semi-hard"],
     "triplet, random": ["metric.mining=random"],
+    "triplet, all, wide margin": ["metric.mining=all", "metric.margin=2.0"],
     "triplet, hard, cosine": ["metric.mining=hard", "metric.distance=cosine"],
     "triplet, semi-hard, cosine": ["metric.mining=semi-hard", "metric.distance=cosine"],
     "contrastive": ["metric.loss=contrastive", "metric.margin=1.0"],
+    "contrastive, wide margin": ["metric.loss=contrastive", "metric.margin=3.9"],
     "softmax, head dropped": ["metric.loss=softmax"],
     "siamese likeness": ["metric.loss=likeness"],
 }

@@ -4,6 +4,10 @@ Triplets: Schroff et al., "FaceNet", CVPR 2015, arXiv:1503.03832; batch-hard min
 "In Defense of the Triplet Loss", arXiv:1703.07737; contrastive: Hadsell et al., CVPR 2006; the
 learned likeness: Koch et al. 2015 (:mod:`edgecv.models.siamese`). Losses and miners are
 pytorch-metric-learning's.
+
+Triplets that are not chosen need a margin as wide as the spread of the distances (about 2, of unit
+vectors). Below it, most of what a fresh net loses is that spread, and it learns to put all pictures
+equally far apart: embeddings like white noise, which tell no class (``benchmarks/README.md``).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from edgecv.train.settings import at_least, one_of
 
 LOSSES = ("triplet", "contrastive", "softmax", "likeness")
 DISTANCES = ("squared-euclidean", "cosine")
-MININGS = ("hard", "semi-hard", "random")
+MININGS = ("hard", "semi-hard", "random", "all")
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -36,7 +40,8 @@ class MetricSettings:
     loss: str = "triplet"  # or contrastive, softmax, likeness
     distance: str = "squared-euclidean"  # or cosine (1 - cosine); of triplet and contrastive
     # of triplets: hard (each picture with its farthest like and its nearest other), semi-hard (all
-    # whose other is farther than the like, but by less than the margin), random (one a picture)
+    # whose other is farther than the like, but by less than the margin), random (one a picture),
+    # all (of the batch)
     mining: str = "semi-hard"
     margin: float = 0.2  # in the distance's unit; of unit vectors the squared one goes from 0 to 4
     per_class: int = 16  # K: pictures of a class in a batch; P is batch / K

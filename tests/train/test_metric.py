@@ -145,7 +145,7 @@ def triplets(labels):
 
 
 @pytest.mark.parametrize("distance", ["squared-euclidean", "cosine"])
-@pytest.mark.parametrize("mining", ["hard", "semi-hard"])
+@pytest.mark.parametrize("mining", ["hard", "semi-hard", "all"])
 def test_triplets_are_the_ones_meant(batch, distance, mining):
     vectors, labels = batch
     d = distances(vectors, distance)
@@ -158,6 +158,8 @@ def test_triplets_are_the_ones_meant(batch, distance, mining):
             chosen.append(
                 (a, max(likes, key=lambda p: d[a, p]), min(others, key=lambda q: d[a, q]))
             )
+    elif mining == "all":
+        chosen = every
     else:
         chosen = [(a, p, q) for a, p, q in every if 0 < d[a, q] - d[a, p] <= 0.3]
     losses = [max(0.0, (d[a, p] - d[a, q]).item() + 0.3) for a, p, q in chosen]
@@ -257,7 +259,7 @@ def test_likeness_compares_every_pair(measure):
     ("settings", "text"),
     [
         ({"loss": "arcface"}, "loss: expected one of triplet, contrastive, softmax, likeness"),
-        ({"mining": "easy"}, "mining: expected one of hard, semi-hard, random"),
+        ({"mining": "easy"}, "mining: expected one of hard, semi-hard, random, all"),
         ({"margin": float("nan")}, "margin: expected a number between 0 and 4, got nan"),
         ({"per_class": 1}, "per_class: expected at least 2"),
         ({"unseen": (1, 2)}, "unseen: expected names of classes"),
@@ -310,6 +312,7 @@ def test_pairs_are_half_of_a_kind():
     ("recipe", "settings"),
     [
         ("e", ["metric.mining=semi-hard"]),
+        ("e", ["metric.mining=all", "metric.margin=2.0"]),
         ("e", ["metric.loss=softmax"]),
         ("s", ["metric.loss=likeness", "epochs=20", "lr=3e-3"]),
     ],
