@@ -42,6 +42,7 @@ def elastic(
         kernel_size=(kernel[0], kernel[1]),
         sigma=(smooth, smooth),
         alpha=(displacement / left * 2 / width, displacement / left * 2 / height),
+        align_corners=True,  # as kornia's grid is; else versions below 0.9 lose half a pixel
         padding_mode="reflection",
         p=p,
     )
