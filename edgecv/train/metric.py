@@ -5,9 +5,10 @@ Triplets: Schroff et al., "FaceNet", CVPR 2015, arXiv:1503.03832; batch-hard min
 learned likeness: Koch et al. 2015 (:mod:`edgecv.models.siamese`). Losses and miners are
 pytorch-metric-learning's.
 
-Triplets and pairs that are not chosen need a margin well above the spread of the distances (2 does,
-of unit vectors; of pairs 3.9). Below it, most of what a fresh net loses is that spread, and it learns to put all pictures
-equally far apart: embeddings like white noise, which tell no class (``benchmarks/README.md``).
+Triplets and pairs that nothing chooses need a margin well above the spread of the distances: of unit
+vectors 2, for pairs 3.9. Below it, most of what a fresh net loses is that spread, and it learns to
+put all pictures equally far apart: embeddings like white noise, which tell no class
+(``benchmarks/README.md``).
 """
 
 from __future__ import annotations
