@@ -5,7 +5,7 @@ Triplets: Schroff et al., "FaceNet", CVPR 2015, arXiv:1503.03832; batch-hard min
 learned likeness: Koch et al. 2015 (:mod:`edgecv.models.siamese`). Losses and miners are
 pytorch-metric-learning's.
 
-Triplets and pairs that nothing chooses need a margin well above the spread of the distances: of unit
+Triplets and pairs that nothing chooses need a margin well above the distances' spread: of unit
 vectors 2, for pairs 3.9. Below it, most of what a fresh net loses is that spread, and it learns to
 put all pictures equally far apart: embeddings like white noise, which tell no class
 (``benchmarks/README.md``).
